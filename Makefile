@@ -1,0 +1,42 @@
+# Everything a contributor types. Each target does all of its own set-up: Python 3.11, pip and a package index suffice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
+
+.PHONY: demo test check crash bench clean
+
+demo: $(READY)
+	$(BIN)/callboard demo $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests/types/typed_use.py
+	$(BIN)/pyright
+
+crash: $(READY)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/crash $(ARGS)
+
+bench: $(BENCH_READY)
+	$(BENCH_VENV)/bin/python -m bench $(ARGS)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(BENCH_READY): pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,423 @@
+"""One attempt of a run, from opening its session to its last record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from callboard.agents import Agent, RunInfo
+from callboard.directory import Directory
+from callboard.entries import ended_early, moved, result_of, write_entry
+from callboard.history import Conversation
+from callboard.journal import RunJournal
+from callboard.kernel import Ref
+from callboard.live_run import LiveRun, SessionState
+from callboard.memory import Exchange, Memory, MemoryActor
+from callboard.model_step import feedback_for
+from callboard.run import RunContext
+from callboard.scopes import Scope
+from callboard.session import OpenedSession, SessionActor
+from callboard.snapshot import snapshot_of
+from callboard.stops import StopRun
+from callboard.ticket import RunTicket
+from callboard_protocol.commands import (
+    CloseRun,
+    InjectMemory,
+    KeepMemory,
+    OpenRunAccount,
+    OpenSession,
+    WriteBackMemory,
+)
+from callboard_protocol.errors import (
+    CallboardError,
+    FencedError,
+    InterruptedByCrashError,
+    OutputValidationError,
+    PoisonousRunError,
+    StoreError,
+)
+from callboard_protocol.failures import describe
+from callboard_protocol.messages import Message, render_for_model
+from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed, RunSuspended, StepCompleted
+from callboard_protocol.runs import RunResult, RunUsage, StopReason
+from callboard_protocol.sessions import SessionCheckpoint
+from callboard_protocol.states import STOP_INPUTS, RunInput, RunState
+
+_STORE_FAILED = "the run stopped without writing; it carries on from its last completed step"
+
+
+class RunAttempt:
+    """Carries one run as far as it goes.
+
+    Args:
+        ticket: the run.
+        agent: who runs.
+        session: the actor that owns its session's log.
+        memory: the session's memory actor, where the agent has a memory.
+        directory: where the other actors are.
+    """
+
+    def __init__(
+        self,
+        ticket: RunTicket,
+        agent: Agent[Any, Any],
+        session: Ref[SessionActor],
+        memory: Ref[MemoryActor] | None,
+        directory: Directory,
+    ) -> None:
+        self._ticket = ticket
+        self._agent = agent
+        self._session = session
+        self._memory = memory
+        self._directory = directory
+        self._run: LiveRun | None = None
+        self._lifecycle = Scope("lifecycle/", Conversation())
+        self._conversation = Conversation()
+        self._has_begun = False
+
+    async def perform(self) -> RunResult[Any]:  # noqa: PLR0911  (one way out for each way a run can end)
+        """Run until there is a result. Whatever goes wrong is in the result."""
+        try:
+            try:
+                output = await self._work()
+            except asyncio.CancelledError:
+                stop = self._ticket.stop
+                if stop is None:
+                    raise
+                return await self._stopped(stop)
+            except StopRun as stop:
+                return await self._stopped(stop)
+            except (FencedError, StoreError) as error:
+                return self._unwritten(error)
+            except Exception as error:  # noqa: BLE001  (whatever a pattern raises is how its run ends)
+                return await self._ended("failed", error=error)
+            except (SystemExit, KeyboardInterrupt) as error:
+                return await self._ended("failed", error=error)
+            return await self._ended("completed", output=output)
+        except StoreError as error:
+            return self._unwritten(error)
+        finally:
+            if self._session.is_alive():
+                self._session.tell(CloseRun(run_id=self._ticket.run_id))
+
+    # ---- the way through
+
+    async def _work(self) -> Any:
+        ticket, agent = self._ticket, self._agent
+        opened: OpenedSession = await self._session.ask(OpenSession(run_id=ticket.run_id), timeout=None)
+        journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
+        state = SessionState(agent.state_type, opened.state)
+        before = 0.0
+        for stored in opened.own:
+            before = max(before, getattr(stored.record, "running", 0.0))
+        run = self._run = LiveRun(ticket.request, agent, ticket.model, journal, self._directory, state, before)
+        for stored in opened.own:
+            run.meter.count(stored.record)
+        await self._directory.supervisor.ask(
+            OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=before), timeout=None
+        )
+        began = await self._begin(run, opened)
+        async with AsyncExitStack() as stack:
+            run.deps = await self._open_deps(run, stack)
+            await self._inject(run, began.messages)
+            if run.instructions:
+                self._conversation.add(Message.system(run.instructions))
+            for message in (*opened.transcript, *began.messages):
+                self._conversation.add(message)
+            context: RunContext[Any] = RunContext(run, Scope("", self._conversation))
+            output = await self._validated(run, context)
+            await self._write_back(run, output)
+            return output
+
+    async def _begin(self, run: LiveRun, opened: OpenedSession) -> RunBegan:
+        ticket, journal = self._ticket, run.journal
+        entry = ticket.entry
+        first: LogRecord
+        if journal.began is None:
+            began = first = RunBegan(
+                run_id=ticket.run_id,
+                ordinal=journal.claim_ordinal(),
+                at=time.time(),
+                request=ticket.request,
+                agent=self._agent.snapshot(),
+                state_sequence=opened.head.state_sequence,
+                transcript_length=opened.head.transcript_length,
+                messages=(ticket.request.input_message(),),
+            )
+            entry = moved(entry, RunInput.START, began_sequence=opened.head.next_sequence, attempts=1)
+            run.attempt = 1
+        else:
+            began = journal.began
+            self._has_begun = True
+            if ticket.request.on_crash == "fail":
+                raise InterruptedByCrashError(f"run {ticket.run_id} was in flight when its process ended")
+            first = self._resumption(journal, run)
+            entry = moved(entry, RunInput.START, attempts=first.attempt, strikes=first.strikes)
+            run.attempt = first.attempt
+        if ticket.request.durable:
+            await journal.append(first, run=entry)
+            ticket.entry = entry
+        else:
+            await journal.append(first)
+        self._has_begun = True
+        ticket.accept()
+        run.publish_record(first)
+        return began
+
+    def _resumption(self, journal: RunJournal, run: LiveRun) -> RunResumed:
+        """The record of a further attempt.
+
+        Raises:
+            PoisonousRunError: it made no progress at as many starts in a row as its budget allows.
+        """
+        strikes = 0
+        if self._ticket.crashed and not journal.progressed:
+            last = journal.last_start
+            strikes = 1 + (last.strikes if isinstance(last, RunResumed) else 0)
+        limit = run.budget.max_resume_attempts
+        if strikes >= limit:
+            raise PoisonousRunError(
+                f"run {self._ticket.run_id} was in flight at {strikes} crashes in a row without getting further",
+                context={"strikes": strikes, "in_flight": journal.in_flight()},
+            )
+        return RunResumed(
+            run_id=self._ticket.run_id,
+            ordinal=journal.claim_ordinal(),
+            at=time.time(),
+            attempt=journal.attempt + 1,
+            strikes=strikes,
+            agent=self._agent.snapshot(),
+            in_flight=journal.in_flight(),
+            running=run.running(),
+        )
+
+    async def _open_deps(self, run: LiveRun, stack: AsyncExitStack) -> Any:
+        deps = self._agent.deps if self._ticket.deps is None else self._ticket.deps
+        if not callable(deps):
+            return deps
+        info = RunInfo(run.run_id, run.session_id, self._agent.id, run.attempt, dict(run.request.metadata))
+        return await stack.enter_async_context(deps(info))
+
+    async def _validated(self, run: LiveRun, context: RunContext[Any]) -> Any:
+        """The pattern's output, sent back to the model until it fits the agent's output type."""
+        retries = run.budget.max_validation_retries
+        for retry in range(retries + 1):
+            raw = await self._agent.pattern.run(context)
+            try:
+                return self._agent.output.validate(raw)
+            except ValueError as problem:
+                if retry == retries:
+                    raise OutputValidationError(
+                        f"run {run.run_id}: the output does not fit {self._agent.output.type!r} after {retries} "
+                        f"retries: {problem}",
+                        context={"retries": retries},
+                    ) from None
+                feedback = Message.user(feedback_for(str(problem)))
+                told = {"retry": retry + 1, "max_validation_retries": retries, "message": str(problem)}
+                await self._lifecycle_step(run, "validation", "output", value=told, messages=(feedback,))
+                self._conversation.add(feedback)
+        raise AssertionError("the loop above returns or raises")
+
+    # ---- memory
+
+    async def _inject(self, run: LiveRun, messages: tuple[Message, ...]) -> None:
+        memory = self._agent.memory
+        if memory is None or self._memory is None:
+            return
+        name = type(memory).__name__
+        step = self._lifecycle.begin("inject")
+        self._lifecycle.end()
+        recorded = run.journal.recorded(step, "inject", name, b"")
+        if recorded is None:
+            run.publish(("memory.inject.started", None, {"memory": name}))
+            started = time.monotonic()
+            texts: tuple[str, ...] = ()
+            try:
+                texts = await self._memory.ask(InjectMemory(message=messages[0]), timeout=None)
+            except CallboardError:
+                raise
+            except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
+                self._memory_failed(run, memory, "memory.inject.failed", error)
+            recorded = await self._record(run, step, "inject", name, value=list(texts), started=started)
+        run.instructions = "\n\n".join(part for part in (run.instructions, *(recorded.value or ())) if part)
+
+    async def _write_back(self, run: LiveRun, output: Any) -> None:
+        memory = self._agent.memory
+        if memory is None or self._memory is None:
+            return
+        name = type(memory).__name__
+        step = self._lifecycle.begin("writeback")
+        self._lifecycle.end()
+        if run.journal.recorded(step, "writeback", name, b"") is not None:
+            return
+        run.publish(("memory.writeback.started", None, {"memory": name}))
+        started = time.monotonic()
+        exchange = Exchange(
+            run.run_id, run.request.input_message().text, render_for_model(self._agent.output.dump(output))
+        )
+        entries: Any = ()
+        try:
+            entries = await self._memory.ask(WriteBackMemory(exchange=exchange), timeout=None)
+        except CallboardError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
+            self._memory_failed(run, memory, "memory.writeback.failed", error)
+        await self._record(run, step, "writeback", name, value=len(entries), started=started, memory=entries)
+        self._memory.tell(KeepMemory(entries=entries))
+
+    def _memory_failed(self, run: LiveRun, memory: Memory, event: str, error: Exception) -> None:
+        run.publish(
+            (
+                event,
+                None,
+                {"memory": type(memory).__name__, "error": describe(error), "on_error": memory.on_error},
+            )
+        )
+        if memory.on_error == "fail":
+            raise error
+
+    async def _lifecycle_step(
+        self, run: LiveRun, kind: Any, name: str, *, value: Any, messages: tuple[Message, ...] = ()
+    ) -> None:
+        step = self._lifecycle.begin(kind)
+        self._lifecycle.end()
+        if run.journal.recorded(step, kind, name, b"") is None:
+            await self._record(run, step, kind, name, value=value, started=time.monotonic(), messages=messages)
+
+    async def _record(
+        self,
+        run: LiveRun,
+        step: str,
+        kind: Any,
+        name: str,
+        *,
+        value: Any,
+        started: float,
+        messages: tuple[Message, ...] = (),
+        memory: Any = (),
+    ) -> StepCompleted:
+        record = StepCompleted(
+            run_id=run.run_id,
+            ordinal=run.journal.claim_ordinal(),
+            at=time.time(),
+            step=step,
+            kind=kind,
+            name=name,
+            value=value,
+            messages=messages,
+            duration=time.monotonic() - started,
+            running=run.running(),
+            attempt=run.attempt,
+        )
+        await run.complete(record, memory=memory)
+        return record
+
+    # ---- the end
+
+    async def _stopped(self, stop: StopRun) -> RunResult[Any]:
+        if stop.stop_reason == "suspended":
+            return await self._suspended(stop)
+        if stop.stop_reason == "interrupted":
+            return await self._interrupted()
+        return await self._ended(stop.stop_reason, error=stop.error)
+
+    async def _ended(
+        self, stop_reason: StopReason, *, output: Any = None, error: BaseException | None = None
+    ) -> RunResult[Any]:
+        """Write the run's last record, its entry and its checkpoint in one transaction."""
+        run, ticket = self._run, self._ticket
+        if run is None or not self._has_begun:
+            return await self._never_began(stop_reason, error)
+        journal = run.journal
+        plain = self._agent.output.dump(output) if stop_reason == "completed" else None
+        details = None if error is None else describe(error)
+        snapshot = None
+        if error is not None and stop_reason != "cancelled":
+            snapshot = snapshot_of(
+                error, run.meter.usage(), self._conversation.view(), run.state.value, journal.tool_calls
+            )
+        closing = [
+            Message.tool(f"not answered: the run ended as {stop_reason}", tool_call_id=call_id, name=name)
+            for call_id, name in journal.open_calls.items()
+        ]
+        if stop_reason == "completed" and not closing:
+            answer = render_for_model(plain)
+            if journal.last_answer is None or (self._agent.output.is_text and journal.last_answer != answer):
+                closing.append(Message.assistant(answer))
+        record = RunEnded(
+            run_id=run.run_id,
+            ordinal=journal.claim_ordinal(),
+            at=time.time(),
+            stop_reason=stop_reason,
+            output=plain,
+            usage=run.meter.usage(),
+            error_details=details,
+            error_snapshot=snapshot,
+            messages=tuple(closing),
+            running=run.running(),
+            cancelled_by=ticket.stopped_by,
+            reason=ticket.reason,
+        )
+        entry = moved(ticket.entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, ended_at=record.at, pending=())
+        checkpoint = SessionCheckpoint(
+            checkpoint_id=f"{run.run_id}:step:{journal.steps}",
+            session_id=run.session_id,
+            run_id=run.run_id,
+            step_index=journal.steps,
+            usage=record.usage,
+            created_at=record.at,
+        )
+        await journal.append(record, run=entry, checkpoint=checkpoint)
+        ticket.entry = entry
+        run.publish_record(record)
+        return result_of(entry, record, tuple(run.artifacts), output)
+
+    async def _suspended(self, stop: StopRun) -> RunResult[Any]:
+        run, ticket = self._run, self._ticket
+        assert run is not None, "only a step suspends a run"
+        record = RunSuspended(
+            run_id=run.run_id, ordinal=run.journal.claim_ordinal(), at=time.time(), pending=stop.pending
+        )
+        entry = moved(ticket.entry, RunInput.SUSPEND, pending=stop.pending, stop_reason="suspended")
+        await run.journal.append(record, run=entry)
+        ticket.entry = entry
+        run.publish_record(record)
+        return self._result("suspended")
+
+    async def _interrupted(self) -> RunResult[Any]:
+        """Leave the run so that the next start carries it on, and does not count this as a crash."""
+        ticket = self._ticket
+        if ticket.request.durable and ticket.entry.state == RunState.RUNNING and self._run is not None:
+            entry = moved(ticket.entry, RunInput.INTERRUPT)
+            await self._run.journal.append(run=entry)
+            ticket.entry = entry
+        return self._result("interrupted")
+
+    async def _never_began(self, stop_reason: StopReason, error: BaseException | None) -> RunResult[Any]:
+        ticket = self._ticket
+        ticket.entry = ended_early(ticket.entry, stop_reason, error, time.time())
+        if ticket.request.durable:
+            await write_entry(self._directory.store, ticket.entry)
+        return result_of(ticket.entry)
+
+    def _unwritten(self, error: CallboardError) -> RunResult[Any]:
+        """The store refused: nothing more is written, and what is on disk stands."""
+        if not error.hint:
+            error.hint = _STORE_FAILED
+        return self._result("failed", error)
+
+    def _result(self, stop_reason: StopReason, error: BaseException | None = None) -> RunResult[Any]:
+        ticket = self._ticket
+        return RunResult(
+            run_id=ticket.run_id,
+            session_id=ticket.session_id,
+            agent_id=ticket.request.agent_id,
+            stop_reason=stop_reason,
+            usage=RunUsage() if self._run is None else self._run.meter.usage(),
+            artifacts=() if self._run is None else tuple(self._run.artifacts),
+            error_details=None if error is None else describe(error),
+            pending=ticket.entry.pending,
+            metadata=ticket.request.metadata,
+        )

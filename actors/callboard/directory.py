@@ -1,0 +1,62 @@
+"""Where a runtime's actors are found. A supervised actor may be replaced by a new one, so it is looked up each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from callboard.kernel import ActorSystem, Ref
+from callboard.limits import RuntimeStats
+from callboard_storage.store import Store
+
+if TYPE_CHECKING:
+    from callboard.event_bus import EventBus, Watchers
+    from callboard.model_gateway import ModelGateway
+    from callboard.supervisor import RunSupervisor
+    from callboard.tool_executor import ToolExecutor
+
+SUPERVISOR = "run_supervisor"
+EXECUTOR = "tool_executor"
+GATEWAY = "model_gateway"
+BUS = "event_bus"
+
+
+class Directory:
+    """The actors of one runtime, by what they do.
+
+    Args:
+        system: the runtime's actor system.
+        store: where its sessions last.
+        watchers: who watches which run.
+
+    Attributes:
+        describe: what is in hand right now; the supervisor at work provides it.
+    """
+
+    __slots__ = ("describe", "store", "system", "watchers")
+
+    def __init__(self, system: ActorSystem, store: Store, watchers: Watchers) -> None:
+        self.system = system
+        self.store = store
+        self.watchers = watchers
+        self.describe: Callable[[], RuntimeStats] = RuntimeStats
+
+    @property
+    def supervisor(self) -> Ref[RunSupervisor]:
+        """Admission, session locks, budgets."""
+        return cast("Ref[RunSupervisor]", self.system.ref(SUPERVISOR))
+
+    @property
+    def executor(self) -> Ref[ToolExecutor]:
+        """Tool calls in flight."""
+        return cast("Ref[ToolExecutor]", self.system.ref(EXECUTOR))
+
+    @property
+    def gateway(self) -> Ref[ModelGateway]:
+        """Model calls in flight."""
+        return cast("Ref[ModelGateway]", self.system.ref(GATEWAY))
+
+    @property
+    def bus(self) -> Ref[EventBus]:
+        """Events and who watches them."""
+        return cast("Ref[EventBus]", self.system.ref(BUS))

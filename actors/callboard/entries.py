@@ -1,0 +1,84 @@
+"""A run's entry in the table of runs: how it moves, how it is written alone, and the result it stands for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import CallboardError
+from callboard_protocol.failures import describe
+from callboard_protocol.records import RunEnded
+from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
+from callboard_protocol.sessions import RunEntry
+from callboard_protocol.states import STOP_INPUTS, RunInput, advance
+from callboard_storage.store import Store
+
+
+def moved(entry: RunEntry, event: RunInput, **changes: Any) -> RunEntry:
+    """The entry after `event`.
+
+    Raises:
+        IllegalTransitionError: the state machine has no such move.
+    """
+    return entry.model_copy(update={"state": advance(entry.state, event), **changes})
+
+
+def ended_early(entry: RunEntry, stop_reason: StopReason, error: BaseException | None, at: float) -> RunEntry:
+    """The entry of a run that ended before its first record."""
+    problem = None if error is None else describe(error)
+    return moved(entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, problem=problem, ended_at=at)
+
+
+async def write_entry(store: Store, entry: RunEntry) -> None:
+    """Write a run's entry alone.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    loop = asyncio.get_running_loop()
+    written: asyncio.Future[None] = loop.create_future()
+
+    def acknowledge(error: CallboardError | None) -> None:
+        if written.done():
+            return
+        if error is None:
+            written.set_result(None)
+        else:
+            written.set_exception(error)
+
+    batch = store.batch(entry.session_id)
+    batch.put_run(entry)
+    store.commit(batch, None, loop, acknowledge)
+    await written
+
+
+def result_of(
+    entry: RunEntry, ended: RunEnded | None = None, artifacts: tuple[RunArtifact, ...] = (), output: Any = None
+) -> RunResult[Any]:
+    """The result of a run that has stopped.
+
+    Args:
+        entry: its entry.
+        ended: its last record; None where it has none.
+        artifacts: what it made.
+        output: its output in the agent's type.
+    """
+    return RunResult(
+        run_id=entry.run_id,
+        session_id=entry.session_id,
+        agent_id=entry.request.agent_id,
+        stop_reason=entry.stop_reason or "interrupted",
+        final_output=output,
+        usage=RunUsage() if ended is None else ended.usage,
+        artifacts=artifacts,
+        error_details=entry.problem if ended is None else ended.error_details,
+        error_snapshot=None if ended is None else ended.error_snapshot,
+        pending=entry.pending,
+        metadata=entry.request.metadata,
+    )
+
+
+def request_digest(request: RunRequest) -> bytes:
+    """By which a second submission under the same run id is recognised as the same request."""
+    return fingerprint(request)

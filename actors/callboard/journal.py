@@ -1,0 +1,197 @@
+"""What is on disk of one run: recalled on replay, and added to step by step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from callboard.kernel import Ref
+from callboard.session import SessionActor
+from callboard_protocol.commands import AppendRecords, SettleAppends
+from callboard_protocol.errors import NonDeterministicRunError, UnpersistableValueError
+from callboard_protocol.failures import describe
+from callboard_protocol.records import (
+    DecisionMade,
+    IntentRecorded,
+    LogRecord,
+    OutcomeVoided,
+    RunBegan,
+    RunResumed,
+    SleepBegan,
+    StepCompleted,
+    StepKind,
+)
+from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
+from callboard_storage.store import StoredRecord
+
+
+class RunJournal:
+    """One run's records: those an earlier attempt wrote, and the way to add more.
+
+    Args:
+        run_id: the run.
+        session: the actor that owns the session's log.
+        own: the run's records so far.
+        durable: whether each append is on disk before it returns; otherwise all wait for `close`.
+    """
+
+    def __init__(self, run_id: str, session: Ref[SessionActor], own: Sequence[StoredRecord], *, durable: bool) -> None:
+        self.run_id = run_id
+        self._session = session
+        self._durable = durable
+        self._held_back: list[LogRecord] = []
+        self.began: RunBegan | None = None
+        self.last_start: RunBegan | RunResumed | None = None
+        self.completed: dict[str, StepCompleted] = {}
+        self.intents: dict[str, IntentRecorded] = {}
+        self.sleeps: dict[str, SleepBegan] = {}
+        self.decisions: dict[str, DecisionMade] = {}
+        self.progressed = False
+        self.next_ordinal = 0
+        self.steps = 0
+        self.tool_calls: list[str] = []
+        self.open_calls: dict[str, str] = {}
+        self.last_answer: str | None = None
+        for stored in own:
+            self._recall(stored.record)
+
+    def _recall(self, record: LogRecord) -> None:
+        self.next_ordinal = record.ordinal + 1
+        self._landed(record)
+        if isinstance(record, StepCompleted):
+            self.completed[record.step] = record
+            self.progressed = True
+        elif isinstance(record, RunBegan | RunResumed):
+            self.began = record if isinstance(record, RunBegan) else self.began
+            self.last_start = record
+            self.progressed = False
+        elif isinstance(record, IntentRecorded):
+            self.intents[record.step] = record
+        elif isinstance(record, DecisionMade):
+            self.decisions[record.step] = record
+            self.progressed = True
+        elif isinstance(record, SleepBegan):
+            self.sleeps[record.step] = record
+            self.progressed = True
+        elif isinstance(record, OutcomeVoided):
+            self.completed.pop(record.step, None)
+
+    def _landed(self, record: LogRecord) -> None:
+        """Follow what the transcript on disk needs to stay well-formed, whatever the pattern has seen of it."""
+        if not isinstance(record, StepCompleted):
+            return
+        self.steps += 1
+        if record.kind == "tool":
+            self.tool_calls.append(f"{record.name}({record.run_id}:{record.step})")
+        if not record.in_transcript:
+            return
+        if record.response is None:
+            self.open_calls.pop(record.tool_call_id or "", None)
+        else:
+            self.open_calls = {call.id: call.name for call in record.response.tool_calls}
+            self.last_answer = None if record.response.tool_calls else record.response.text
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the run this is; 0 before its first record."""
+        start = self.last_start
+        return 0 if start is None else start.attempt if isinstance(start, RunResumed) else 1
+
+    def in_flight(self) -> str | None:
+        """A step whose intent is on disk and whose outcome is not."""
+        return next((step for step in self.intents if step not in self.completed), None)
+
+    def recorded(self, step: str, kind: StepKind, name: str, fit: bytes) -> StepCompleted | None:
+        """The outcome of a step from an earlier attempt, if it has one.
+
+        Raises:
+            NonDeterministicRunError: there is one, of something else.
+        """
+        record = self.completed.get(step)
+        if record is None:
+            return None
+        if record.kind != kind or record.name != name or record.fit != fit:
+            raise NonDeterministicRunError(
+                f"run {self.run_id}, step {step}: recorded is {_shown(record.kind, record.name, record.fit)}, "
+                f"the pattern now asks for {_shown(kind, name, fit)}",
+                context={"step": step, "recorded": [record.kind, record.name], "asked": [kind, name]},
+            )
+        return record
+
+    async def complete(self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = ()) -> StepCompleted:
+        """Append a step's outcome; it is completed once this returns.
+
+        A value that cannot be stored becomes the step's error under the same ordinal, so that the run's records stay
+        gapless and a replay meets the same error.
+
+        Raises:
+            UnpersistableValueError: the outcome cannot be stored; its error was appended instead.
+            FencedError: the session moved on without this run.
+            StoreError: the store refused.
+        """
+        try:
+            await self.append(record, memory=memory)
+        except UnpersistableValueError as problem:
+            failed = StepCompleted(
+                run_id=record.run_id,
+                ordinal=record.ordinal,
+                at=record.at,
+                step=record.step,
+                kind=record.kind,
+                name=record.name,
+                fit=record.fit,
+                error=describe(problem),
+                attempt=record.attempt,
+                duration=record.duration,
+                running=record.running,
+            )
+            await self.append(failed)
+            raise
+        return record
+
+    async def append(
+        self,
+        *records: LogRecord,
+        run: RunEntry | None = None,
+        memory: Sequence[MemoryEntry] = (),
+        checkpoint: SessionCheckpoint | None = None,
+    ) -> None:
+        """Append records in one transaction. A cancellation ends this call only once the store has answered: whatever
+        is decided next stands on what is on disk.
+
+        Raises:
+            UnpersistableValueError: a value cannot be stored; nothing was appended.
+            FencedError: the session moved on without this run.
+            StoreError: the store refused.
+        """
+        if not self._durable and run is None:
+            self._held_back.extend(records)
+            for record in records:
+                self._landed(record)
+            return
+        request = AppendRecords(
+            records=(*self._held_back, *records) if self._held_back else records,
+            run=run,
+            memory=memory,
+            checkpoint=checkpoint,
+        )
+        self._held_back = []
+        try:
+            await self._session.ask(request, timeout=None)
+        except asyncio.CancelledError:
+            await self._session.ask(SettleAppends(), timeout=None)
+            for record in records:
+                self._landed(record)
+            raise
+        for record in records:
+            self._landed(record)
+
+    def claim_ordinal(self) -> int:
+        """The ordinal of the record that is about to be appended."""
+        ordinal = self.next_ordinal
+        self.next_ordinal = ordinal + 1
+        return ordinal
+
+
+def _shown(kind: str, name: str, fit: bytes) -> str:
+    return f"{kind} {name!r} with {fit.hex()[:12]}" if fit else f"{kind} {name!r}"

@@ -1,0 +1,51 @@
+"""How much a runtime takes on, and how much it has in hand."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from callboard_protocol.base import Duration, Frozen
+
+
+class RuntimeLimits(Frozen):
+    """What a runtime takes on at a time.
+
+    Attributes:
+        max_concurrent_runs: runs at work; more wait in the queue.
+        max_queued_runs: runs waiting, in the whole runtime; one more is refused.
+        max_queued_per_session: runs waiting for one session; one more is refused.
+        max_active_sessions: sessions kept in memory; past it, the idle one used longest ago is parked.
+        session_idle: seconds or a timedelta after which an idle session is parked.
+    """
+
+    max_concurrent_runs: int = Field(default=1000, ge=1)
+    max_queued_runs: int = Field(default=100_000, ge=0)
+    max_queued_per_session: int = Field(default=1000, ge=0)
+    max_active_sessions: int = Field(default=10_000, ge=1)
+    session_idle: Duration = 300.0
+
+
+class RuntimeStats(Frozen):
+    """What a runtime has in hand right now.
+
+    Attributes:
+        running: runs at work.
+        queued: runs that wait for a slot or for their session.
+        suspended: runs that wait for a decision.
+        parked: runs that wait for their agent.
+        active_sessions: sessions in memory.
+        free_slots: runs that could start at once.
+        completed: runs that completed since the runtime was opened.
+        stopped: runs that ended in any other way since then.
+        recovered: runs taken over from an earlier process.
+    """
+
+    running: int = 0
+    queued: int = 0
+    suspended: int = 0
+    parked: int = 0
+    active_sessions: int = 0
+    free_slots: int = 0
+    completed: int = 0
+    stopped: int = 0
+    recovered: int = 0

@@ -1,0 +1,224 @@
+"""What one attempt of a run has in its hands while it lives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from callboard.agents import Agent
+from callboard.directory import Directory
+from callboard.journal import RunJournal
+from callboard.meter import RunMeter
+from callboard.models.base import Model
+from callboard.record_events import events_of
+from callboard.stops import StopRun
+from callboard_protocol.amounts import Amount, Granted, Refused
+from callboard_protocol.commands import PublishEvents, ReserveBudget, SettleBudget
+from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError
+from callboard_protocol.event_base import RawEvent
+from callboard_protocol.messages import Message
+from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
+from callboard_protocol.runs import RunArtifact, RunRequest
+from callboard_protocol.sessions import MemoryEntry
+
+
+class SessionState:
+    """The session's state as the pattern and its tools change it, and whether it changed since it was last written.
+
+    Args:
+        state_type: the agent's; None where the session keeps no state.
+        plain: what was written last; None for a new session.
+    """
+
+    __slots__ = ("_adapter", "_digest", "value")
+
+    def __init__(self, state_type: type[Any] | None, plain: Any) -> None:
+        self._adapter: TypeAdapter[Any] | None = None if state_type is None else TypeAdapter(state_type)
+        self.value: Any = None
+        self._digest = b""
+        if self._adapter is not None and state_type is not None:
+            self.value = state_type() if plain is None else self._adapter.validate_python(plain)
+            self._digest = fingerprint(self._adapter.dump_python(self.value))
+
+    def changed(self) -> tuple[bool, Any]:
+        """Whether it differs from what was written last, and its plain form then."""
+        if self._adapter is None:
+            return False, None
+        plain = self._adapter.dump_python(self.value)
+        digest = fingerprint(plain)
+        if digest == self._digest:
+            return False, None
+        self._digest = digest
+        return True, plain
+
+    def apply(self, record: StepCompleted) -> None:
+        """Take over the state a recorded step left."""
+        if record.state_changed and self._adapter is not None:
+            self.value = self._adapter.validate_python(record.state)
+            self._digest = fingerprint(record.state)
+
+
+class LiveRun:
+    """One attempt's belongings: its journal, its meter, its state, and the actors it talks to.
+
+    Args:
+        request: what was asked.
+        agent: who runs.
+        model: whom it asks; None where the agent has none.
+        journal: the run's records.
+        directory: where the actors are.
+        state: the session's state.
+        running_before: seconds earlier attempts spent running.
+    """
+
+    def __init__(
+        self,
+        request: RunRequest,
+        agent: Agent[Any, Any],
+        model: Model | None,
+        journal: RunJournal,
+        directory: Directory,
+        state: SessionState,
+        running_before: float,
+    ) -> None:
+        self.request = request
+        self.run_id = request.run_id
+        self.session_id = request.session_id
+        self.agent = agent
+        self._model = model
+        self.journal = journal
+        self.directory = directory
+        self.state = state
+        self.meter = RunMeter()
+        self.deps: Any = None
+        self.instructions = agent.instructions
+        self.attempt = max(1, journal.attempt)
+        self.clocks = _clocks(journal)
+        self.warned_of: set[str] = set()
+        self.artifacts: list[RunArtifact] = []
+        self.budget = request.budget or agent.budget
+        self.limits_tokens = (
+            self.budget.max_total_tokens is not None
+            or self.budget.max_cost_usd is not None
+            or request.account is not None
+        )
+        self._running_before = running_before
+        self._started = time.monotonic()
+        self._paused = 0.0
+
+    @property
+    def model(self) -> Model:
+        """Whom the run asks.
+
+        Raises:
+            AgentDefinitionError: the agent was made without a model.
+        """
+        if self._model is None:
+            raise AgentDefinitionError(f"agent {self.agent.id!r} has no model", hint="Agent(..., model=...)")
+        return self._model
+
+    # ---- time
+
+    def running(self) -> float:
+        """Seconds this run has spent running, all attempts together; waiting for a slot does not count."""
+        return self._running_before + time.monotonic() - self._started - self._paused
+
+    def paused(self, seconds: float) -> None:
+        """Take time out that the run spent waiting."""
+        self._paused += seconds
+
+    # ---- records
+
+    async def complete(self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = ()) -> None:
+        """Append a step's outcome, then tell whoever watches.
+
+        Raises:
+            UnpersistableValueError: the outcome cannot be stored; its error was appended instead.
+            FencedError: the session moved on without this run.
+            StoreError: the store refused.
+        """
+        await self.journal.complete(record, memory=memory)
+        self.meter.count(record)
+        self.publish_record(record)
+
+    def publish_record(self, record: LogRecord) -> None:
+        """Publish the events of a record that is on disk."""
+        self.directory.bus.tell(PublishEvents(events=events_of(record, self.session_id, self.agent.id)))
+
+    def instructed(self, history: Sequence[Message]) -> Sequence[Message]:
+        """A history with the run's instructions in front, unless it brings its own."""
+        if not self.instructions or (len(history) and history[0].role == "system"):
+            return history
+        return [Message.system(self.instructions), *history]
+
+    def warn_once(self, event: str, **fields: str) -> None:
+        """Publish a warning, the first time in this attempt that these fields come up."""
+        subject = f"{event} {fields}"
+        if subject not in self.warned_of:
+            self.warned_of.add(subject)
+            self.publish((event, None, fields))
+
+    # ---- budget
+
+    async def reserve(self, amount: Amount, *, can_cap_tokens: bool = False, output: Amount | None = None) -> Granted:
+        """Take `amount` out of the budget before it is used.
+
+        Raises:
+            StopRun: the budget has no room for it.
+        """
+        answer = await self.directory.supervisor.ask(
+            ReserveBudget(run_id=self.run_id, amount=amount, can_cap_tokens=can_cap_tokens, output=output),
+            timeout=None,
+        )
+        if isinstance(answer, Refused):
+            of = "" if answer.account_id == self.run_id else f" of account {answer.account_id!r}"
+            raise StopRun(
+                "max_steps" if answer.limit in ("max_steps", "max_tool_calls") else "budget_exhausted",
+                BudgetExhaustedError(f"run {self.run_id} has used up {answer.limit}{of}", limit=answer.limit),
+            )
+        granted: Granted = answer
+        return granted
+
+    def settle(self, reserved: Amount, true: Amount) -> None:
+        """Put the true figure in the place of what was reserved."""
+        self.directory.supervisor.tell(SettleBudget(run_id=self.run_id, reserved=reserved, true=true))
+
+    # ---- events
+
+    def publish(self, *events: tuple[str, int | None, dict[str, Any]]) -> None:
+        """Publish events of this run.
+
+        Args:
+            events: name, sequence (None for live-only ones) and fields of each.
+        """
+        now = time.time()
+        raw: Sequence[RawEvent] = [
+            (name, self.run_id, self.session_id, self.agent.id, now, sequence, fields)
+            for name, sequence, fields in events
+        ]
+        self.directory.bus.tell(PublishEvents(events=raw))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody takes this run's live events, so that deltas are worth making."""
+        return self.directory.watchers.watched(self.run_id)
+
+
+def _clocks(journal: RunJournal) -> dict[str, tuple[float, ...]]:
+    """Clock readings of earlier attempts, by the step they were taken before."""
+    clocks: dict[str, tuple[float, ...]] = {}
+    carriers: list[StepCompleted | IntentRecorded | SleepBegan] = [
+        *journal.completed.values(),
+        *journal.intents.values(),
+        *journal.sleeps.values(),
+    ]
+    for record in carriers:
+        if record.clock:
+            tail = record.step.rfind("/") + 1
+            dot = record.step.find(".", tail)
+            clocks[record.step if dot < 0 else record.step[:dot]] = record.clock
+    return clocks

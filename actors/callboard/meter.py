@@ -1,0 +1,91 @@
+"""What a run has used: counted live and recounted on replay from the same records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from callboard_protocol.amounts import Amount, nano_usd
+from callboard_protocol.errors import InvalidArgumentsError, ToolDeniedError, UnknownToolError
+from callboard_protocol.records import LogRecord, StepCompleted
+from callboard_protocol.runs import RunUsage
+
+_NEVER_MADE = frozenset({InvalidArgumentsError.code, UnknownToolError.code, ToolDeniedError.code})
+
+
+class RunMeter:
+    """Counts one run's model and tool calls."""
+
+    __slots__ = (
+        "_cost_by_model",
+        "_latencies",
+        "cache_creation",
+        "cached",
+        "cost_usd",
+        "input_tokens",
+        "llm_calls",
+        "output_tokens",
+        "retries",
+        "tool_calls",
+        "ttft",
+    )
+
+    def __init__(self) -> None:
+        self.llm_calls = 0
+        self.tool_calls = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.cached = 0
+        self.cache_creation = 0
+        self.cost_usd = 0.0
+        self.retries = 0
+        self.ttft: float | None = None
+        self._cost_by_model: dict[str, float] = {}
+        self._latencies: list[float] = []
+
+    def count(self, record: LogRecord) -> None:
+        """Count a step that is on disk: as it completes, or when a later attempt reads it."""
+        if not isinstance(record, StepCompleted):
+            return
+        if record.response is not None:
+            usage = record.response.usage
+            self.llm_calls += 1
+            self.input_tokens += usage.input_tokens
+            self.output_tokens += usage.output_tokens
+            self.cached += usage.input_tokens_cached
+            self.cache_creation += usage.input_tokens_cache_creation
+            self._latencies.append(record.duration)
+            if usage.cost_usd is not None:
+                model = record.response.model
+                self.cost_usd += usage.cost_usd
+                self._cost_by_model[model] = self._cost_by_model.get(model, 0.0) + usage.cost_usd
+        elif record.kind == "tool" and (record.error is None or record.error.code not in _NEVER_MADE):
+            self.tool_calls += 1
+
+    def spent(self) -> Amount:
+        """The same figures as a ledger counts them."""
+        return Amount(self.llm_calls, self.tool_calls, self.input_tokens + self.output_tokens, nano_usd(self.cost_usd))
+
+    def usage(self) -> RunUsage:
+        """The figures so far."""
+        ordered = sorted(self._latencies)
+        return RunUsage(
+            llm_calls=self.llm_calls,
+            tool_calls=self.tool_calls,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            input_tokens_cached=self.cached,
+            input_tokens_cache_creation=self.cache_creation,
+            cost_usd=self.cost_usd,
+            cost_breakdown=dict(self._cost_by_model),
+            ttft=self.ttft,
+            llm_latency_p50=_percentile(ordered, 0.50),
+            llm_latency_p95=_percentile(ordered, 0.95),
+            llm_retry_count=self.retries,
+        )
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The nearest-rank percentile of values in ascending order."""
+    if not ordered:
+        return None
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,233 @@
+"""The step that asks a model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from callboard.live_run import LiveRun
+from callboard.output import OutputContract
+from callboard.scopes import Scope
+from callboard_protocol.amounts import Amount, nano_usd
+from callboard_protocol.commands import AbandonModelCall, AskModel
+from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import CallboardError, OutputValidationError
+from callboard_protocol.failures import describe, restore
+from callboard_protocol.messages import Message, Usage
+from callboard_protocol.model_calls import ModelRequest, ModelResponse, ModelSettings
+from callboard_protocol.records import StepCompleted
+
+_ONE_CALL = Amount(steps=1)
+_NOTHING_NEW = b""
+_CHARACTERS_PER_TOKEN = 4
+"""A common estimate for English text; a reservation needs an upper figure's order, not the tokenizer's."""
+
+_ASSUMED_OUTPUT_TOKENS = 4096
+"""Reserved for an answer whose length nobody has limited."""
+
+
+async def generate(
+    run: LiveRun, scope: Scope, messages: str | Sequence[Message] | None, contract: OutputContract | None
+) -> ModelResponse[Any]:
+    """Ask the run's model, as one step of `scope`.
+
+    Args:
+        run: the run.
+        scope: whose conversation the model sees, and where its answer goes.
+        messages: None for the conversation as it stands, a text to say first, or a whole history.
+        contract: what the answer must be; None for the agent's own, checked at the run's end.
+
+    Raises:
+        ModelError: the model did not answer; recorded, so a replay raises it too.
+        OutputValidationError: the answer never fitted the contract.
+    """
+    step = scope.begin("generate")
+    try:
+        history, new, fit = _explicit(scope, messages)
+        response = await _ask(run, scope, step, history, new, fit, contract)
+        if contract is None:
+            return response.model_copy(update={"output": response.text})
+        retries = run.budget.max_validation_retries
+        for retry in range(retries + 1):
+            try:
+                return response.model_copy(update={"output": contract.validate(response.text)})
+            except ValueError as problem:
+                if retry == retries:
+                    raise OutputValidationError(
+                        f"run {run.run_id}, step {step}: the answer does not fit {contract.type!r}: {problem}",
+                        context={"step": step, "retries": retries},
+                    ) from None
+                feedback = Message.user(feedback_for(str(problem)))
+            response = await _ask(run, scope, f"{step}.{retry + 1}", None, (feedback,), fingerprint(feedback), contract)
+        raise AssertionError("the loop above returns or raises")
+    finally:
+        scope.end()
+
+
+def feedback_for(problem: str) -> str:
+    """What a model is told about an answer that does not fit."""
+    return (
+        f"Your answer does not fit what was asked for: {problem}. Answer again, with nothing but the corrected answer."
+    )
+
+
+def _explicit(
+    scope: Scope, messages: str | Sequence[Message] | None
+) -> tuple[Sequence[Message] | None, tuple[Message, ...], bytes]:
+    """What the pattern passed: a whole history or None, the messages in it that are new to the scope, their digest."""
+    if messages is None:
+        return None, (), _NOTHING_NEW
+    if isinstance(messages, str):
+        said = Message.user(messages)
+        return None, (said,), fingerprint(messages)
+    if scope.known is None:
+        scope.known = {id(message): message for message in scope.conversation.view()}
+    known = scope.known
+    new = tuple(message for message in messages if id(message) not in known)
+    known.update((id(message), message) for message in new)
+    return messages, new, fingerprint(new)
+
+
+async def _ask(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    history: Sequence[Message] | None,
+    new: tuple[Message, ...],
+    fit: bytes,
+    contract: OutputContract | None,
+) -> ModelResponse[Any]:
+    model = run.model
+    recorded = run.journal.recorded(step, "generate", "", fit)
+    conversation = scope.conversation
+    if history is None:
+        for message in new:
+            conversation.add(message)
+    if recorded is not None:
+        run.state.apply(recorded)
+        if recorded.error is not None:
+            raise restore(recorded.error)
+        assert recorded.response is not None
+        _keep(scope, history, new, recorded.response)
+        return recorded.response
+    shown = run.agent.context.assemble(conversation.view() if history is None else run.instructed(history))
+    settings = ModelSettings()
+    reserve = _ONE_CALL if not run.limits_tokens else _worst_case(run, shown, settings)
+    output = None if reserve is _ONE_CALL else Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
+    granted = await run.reserve(reserve, can_cap_tokens=output is not None, output=output)
+    if granted.capped_tokens is not None:
+        settings = settings.model_copy(update={"max_tokens": granted.capped_tokens})
+    call_id = f"{run.run_id}:{step}"
+    request = ModelRequest(
+        messages=shown,
+        tools=run.agent.tool_schemas,
+        settings=settings,
+        output_schema=(contract or run.agent.output).schema,
+        agent_id=run.agent.id,
+        session_id=run.session_id,
+        run_id=run.run_id,
+        call_id=call_id,
+    )
+    watched = run.is_watched
+    if watched:
+        run.publish(
+            ("llm.called", None, {"step": step, "call_id": call_id, "model": model.name, "message_count": len(shown)})
+        )
+    started = time.monotonic()
+    response: ModelResponse[Any] | None = None
+    error: CallboardError | None = None
+    true = reserve
+    try:
+        reply = await run.directory.gateway.ask(
+            AskModel(model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None),
+            timeout=None,
+        )
+        response = _identified(reply.response, step)
+        run.meter.retries += reply.retries
+        run.meter.ttft = run.meter.ttft or reply.ttft
+        true = _true_cost(response.usage)
+    except asyncio.CancelledError:
+        run.directory.gateway.tell(AbandonModelCall(call_id=call_id))
+        raise
+    except CallboardError as problem:
+        error = problem
+        true = _ONE_CALL
+    finally:
+        run.settle(granted.amount, true)
+    duration = time.monotonic() - started
+    changed, state = run.state.changed()
+    record = StepCompleted(
+        run_id=run.run_id,
+        ordinal=run.journal.claim_ordinal(),
+        at=time.time(),
+        step=step,
+        kind="generate",
+        name="",
+        fit=fit,
+        response=response,
+        error=None if error is None else describe(error),
+        in_transcript=scope.is_root and response is not None,
+        messages=tuple(message for message in new if message.role != "system") if scope.is_root else (),
+        state=state,
+        state_changed=changed,
+        clock=scope.clock,
+        duration=duration,
+        running=run.running(),
+        attempt=run.attempt,
+    )
+    await run.complete(record)
+    if response is None:
+        assert record.error is not None
+        raise restore(record.error) from error
+    if response.usage.cost_usd is None and run.budget.max_cost_usd is not None:
+        run.warn_once("budget.cost_skipped", model=response.model or model.name)
+    _keep(scope, history, new, response)
+    return response
+
+
+def _keep(
+    scope: Scope, history: Sequence[Message] | None, new: tuple[Message, ...], response: ModelResponse[Any]
+) -> None:
+    if history is not None:
+        for message in new:
+            scope.conversation.add(message)
+    scope.conversation.add(response.as_message())
+
+
+def _identified(response: ModelResponse[Any], step: str) -> ModelResponse[Any]:
+    """The response with an id on each of its tool calls: answers are matched to calls by it."""
+    if all(call.id for call in response.tool_calls):
+        return response
+    calls = tuple(
+        call if call.id else call.model_copy(update={"id": f"call_{step}.{rank}"})
+        for rank, call in enumerate(response.tool_calls)
+    )
+    return response.model_copy(update={"tool_calls": calls})
+
+
+def _deltas(run: LiveRun, step: str, call_id: str) -> Callable[[str], None]:
+    """Publishes each piece of a streamed answer with where it stands in the text."""
+    offset = 0
+    model = run.model.name
+
+    def publish(text: str) -> None:
+        nonlocal offset
+        fields = {"step": step, "attempt": run.attempt, "offset": offset, "call_id": call_id, "model": model}
+        run.publish(("llm.delta", None, {**fields, "text": text}))
+        offset += len(text)
+
+    return publish
+
+
+def _worst_case(run: LiveRun, shown: Sequence[Message], settings: ModelSettings) -> Amount:
+    """One call, its input estimated from its length, and an answer as long as it may be."""
+    characters = sum(len(message.text) for message in shown)
+    output = settings.max_tokens or _ASSUMED_OUTPUT_TOKENS
+    return Amount(steps=1, tokens=characters // _CHARACTERS_PER_TOKEN + output)
+
+
+def _true_cost(usage: Usage) -> Amount:
+    cost = 0 if usage.cost_usd is None else nano_usd(usage.cost_usd)
+    return Amount(1, 0, usage.input_tokens + usage.output_tokens, cost)

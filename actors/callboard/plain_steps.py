@@ -1,0 +1,223 @@
+"""The steps beside models and tools: functions, sleep, time, chance, artifacts, events."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from callboard.live_run import LiveRun
+from callboard.scopes import Scope
+from callboard_protocol.base import JsonObject, as_seconds
+from callboard_protocol.commands import LeaveSlot, RegainSlot
+from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import CallboardError, UnpersistableValueError, UsageError
+from callboard_protocol.events import check_custom_name
+from callboard_protocol.failures import StepFailedError, describe, restore
+from callboard_protocol.records import SleepBegan, StepCompleted, StepKind
+from callboard_protocol.runs import RunArtifact
+
+
+async def run_function(
+    run: LiveRun,
+    scope: Scope,
+    name: str,
+    fn: Callable[..., Awaitable[Any]],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run `fn` as a step; see `RunContext.step`."""
+    if not inspect.iscoroutinefunction(fn) and not callable(fn):
+        raise UsageError(f"ctx.step({name!r}) got {fn!r}", hint="give it an async function and its arguments")
+    step = scope.begin(f"step {name!r}")
+    try:
+        adapter = _returns(fn)
+        fit = fingerprint((args, kwargs)) if args or kwargs else b""
+        recorded = run.journal.recorded(step, "step", name, fit)
+        if recorded is not None:
+            run.state.apply(recorded)
+        else:
+            recorded = await _execute(run, scope, step, name, fn, args, kwargs, fit, adapter)
+        if recorded.error is not None:
+            raise restore(recorded.error)
+        return adapter.validate_python(recorded.value)
+    finally:
+        scope.end()
+
+
+async def _execute(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    name: str,
+    fn: Callable[..., Awaitable[Any]],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    fit: bytes,
+    adapter: TypeAdapter[Any],
+) -> StepCompleted:
+    started = time.monotonic()
+    value: Any = None
+    error: CallboardError | None = None
+    try:
+        value = adapter.dump_python(adapter.validate_python(await fn(*args, **kwargs)), warnings="error")
+    except CallboardError as problem:
+        error = problem
+    except ValidationError as problem:
+        error = UnpersistableValueError(
+            f"step {name!r} of run {run.run_id} returned something else than its annotation says: {problem}"
+        )
+    except Exception as problem:  # noqa: BLE001  (whatever the user's function raises is the step's outcome)
+        error = StepFailedError(f"step {name!r} raised {type(problem).__name__}: {problem}")
+        error.__cause__ = problem
+    record = _record(
+        run, scope, step, "step", name, fit=fit, value=value, error=error, duration=time.monotonic() - started
+    )
+    await run.complete(record)
+    return record
+
+
+@lru_cache(maxsize=1024)
+def _returns(fn: Callable[..., Any]) -> TypeAdapter[Any]:
+    """The function's return annotation as a validator; anything goes where it has none."""
+    try:
+        annotation = get_type_hints(fn).get("return", Any)
+    except (TypeError, NameError):
+        annotation = Any
+    return TypeAdapter(annotation)
+
+
+async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None:
+    """Sleep durably; see `RunContext.sleep`."""
+    seconds = as_seconds(duration)
+    step = scope.begin("sleep")
+    try:
+        began = run.journal.sleeps.get(step)
+        if began is None:
+            began = SleepBegan(
+                run_id=run.run_id,
+                ordinal=run.journal.claim_ordinal(),
+                at=time.time(),
+                step=step,
+                wake_at=time.time() + seconds,
+                clock=scope.clock,
+            )
+            await run.journal.append(began)
+            run.publish_record(began)
+        left = began.wake_at - time.time()
+        if left > 0:
+            waited = time.monotonic()
+            run.directory.supervisor.tell(LeaveSlot(run_id=run.run_id))
+            try:
+                await asyncio.sleep(left)
+                await run.directory.supervisor.ask(RegainSlot(run_id=run.run_id), timeout=None)
+            finally:
+                run.paused(time.monotonic() - waited)
+    finally:
+        scope.end()
+
+
+def read_clock(run: LiveRun, scope: Scope) -> float:
+    """The time in unix seconds: what an earlier attempt read at this point, or now."""
+    recorded = run.clocks.get(scope.upcoming, ())
+    taken = len(scope.readings)
+    reading = recorded[taken] if taken < len(recorded) else time.time()
+    scope.readings.append(reading)
+    return reading
+
+
+async def keep_readings(run: LiveRun, scope: Scope, step: str) -> None:
+    """Give clock readings that no record of this scope would carry a record of their own."""
+    if scope.clock and step not in run.journal.completed:
+        await run.complete(_record(run, scope, step, "map", ""))
+
+
+def draw(run: LiveRun, scope: Scope) -> float:
+    """A number drawn by the step's identity; it takes an ordinal and no record."""
+    step = scope.begin("random")
+    scope.end()
+    return random.Random(f"{run.run_id}:{step}").random()  # noqa: S311  (reproducible on purpose, not secret)
+
+
+async def add_artifact(run: LiveRun, scope: Scope, artifact: RunArtifact) -> RunArtifact:
+    """Keep an artifact; see `RunContext.add_artifact`."""
+    step = scope.begin("add_artifact")
+    try:
+        fit = fingerprint((artifact.kind, artifact.payload))
+        recorded = run.journal.recorded(step, "artifact", artifact.name, fit)
+        if recorded is None:
+            recorded = _record(run, scope, step, "artifact", artifact.name, fit=fit, artifact=artifact)
+            await run.complete(recorded)
+        if recorded.error is not None:
+            raise restore(recorded.error)
+        assert recorded.artifact is not None
+        run.artifacts.append(recorded.artifact)
+        return recorded.artifact
+    finally:
+        scope.end()
+
+
+async def emit(run: LiveRun, scope: Scope, name: str, payload: JsonObject) -> None:
+    """Publish a user's event; see `RunContext.emit`."""
+    check_custom_name(name)
+    step = scope.begin("emit")
+    try:
+        fit = fingerprint(payload)
+        recorded = run.journal.recorded(step, "emit", name, fit)
+        if recorded is None:
+            await run.complete(_record(run, scope, step, "emit", name, fit=fit, value=payload))
+        elif recorded.error is not None:
+            raise restore(recorded.error)
+    finally:
+        scope.end()
+
+
+async def first_failure(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Wait until all are done, or one has failed; then raise its error."""
+    if not tasks:
+        return
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in tasks:
+        if task in done:
+            task.result()
+
+
+def _record(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    kind: StepKind,
+    name: str,
+    *,
+    fit: bytes = b"",
+    value: Any = None,
+    error: CallboardError | None = None,
+    artifact: RunArtifact | None = None,
+    duration: float = 0.0,
+) -> StepCompleted:
+    changed, state = run.state.changed()
+    return StepCompleted(
+        run_id=run.run_id,
+        ordinal=run.journal.claim_ordinal(),
+        at=time.time(),
+        step=step,
+        kind=kind,
+        name=name,
+        fit=fit,
+        value=value,
+        error=None if error is None else describe(error),
+        artifact=artifact,
+        state=state,
+        state_changed=changed,
+        clock=scope.clock,
+        duration=duration,
+        running=run.running(),
+        attempt=run.attempt,
+    )

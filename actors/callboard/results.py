@@ -1,0 +1,63 @@
+"""Results of runs that have stopped, read back from the log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from callboard.agents import Agent
+from callboard.entries import result_of
+from callboard_protocol.records import LogRecord, RunEnded, StepCompleted
+from callboard_protocol.runs import RunArtifact, RunResult
+from callboard_protocol.sessions import RunEntry
+from callboard_protocol.states import FINAL
+from callboard_storage.store import Store
+
+_PAGE = 256
+
+
+async def read_result(store: Store, entry: RunEntry, agent: Agent[Any, Any] | None) -> RunResult[Any]:
+    """The result a stopped run had, from its records.
+
+    Args:
+        store: where it lasts.
+        entry: the run's entry.
+        agent: gives the output its type back; plain data without it.
+
+    Raises:
+        DamagedRecordError: a record of the run cannot be read.
+    """
+    if entry.began_sequence is None:
+        return result_of(entry)
+    ended: RunEnded | None = None
+    artifacts: list[RunArtifact] = []
+    async for record in records_of(store, entry):
+        if isinstance(record, StepCompleted) and record.artifact is not None:
+            artifacts.append(record.artifact)
+        elif isinstance(record, RunEnded):
+            ended = record
+    output = None if ended is None else ended.output
+    if agent is not None and ended is not None and ended.stop_reason == "completed":
+        output = agent.output.load(output)
+    return result_of(entry, ended, tuple(artifacts), output)
+
+
+async def records_of(store: Store, entry: RunEntry) -> AsyncIterator[LogRecord]:
+    """A run's records in order, up to the last there is.
+
+    Args:
+        store: where it lasts.
+        entry: the run's entry.
+
+    Raises:
+        DamagedRecordError: one of them cannot be read.
+    """
+    start = entry.began_sequence
+    while start is not None:
+        page = await store.read_log(entry.session_id, start=start, limit=_PAGE)
+        for stored in page:
+            if stored.record.run_id == entry.run_id:
+                yield stored.record
+                if isinstance(stored.record, RunEnded) and entry.state in FINAL:
+                    return
+        start = page[-1].sequence + 1 if len(page) == _PAGE else None

@@ -1,0 +1,267 @@
+"""RunContext: what a pattern holds of its run. Everything with an effect goes through it, as a durable step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from callboard import model_step, plain_steps, tool_steps
+from callboard.agents import DepsT
+from callboard.live_run import LiveRun
+from callboard.output import OutputContract
+from callboard.scopes import Scope
+from callboard.tool_steps import ToolResult
+from callboard_protocol.base import JsonObject
+from callboard_protocol.messages import Message, ToolCall
+from callboard_protocol.model_calls import ModelResponse
+from callboard_protocol.runs import RunArtifact, RunUsage
+
+ResultT = TypeVar("ResultT")
+ItemT = TypeVar("ItemT")
+P = ParamSpec("P")
+
+
+class RunContext(Generic[DepsT]):
+    """A run, as its pattern sees it.
+
+    Every step has an identity that is the same at each attempt, is on disk before the next one starts, and on replay
+    returns what was recorded without acting. One scope has one step in flight; `map` and `branch` open more scopes.
+    """
+
+    def __init__(self, run: LiveRun, scope: Scope) -> None:
+        self._run = run
+        self._scope = scope
+
+    def __repr__(self) -> str:
+        return f"<RunContext {self._run.run_id} scope {self._scope.prefix or 'root'!r}>"
+
+    # ---- what it can read
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._run.run_id
+
+    @property
+    def session_id(self) -> str:
+        """Its session."""
+        return self._run.session_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; 1 at the first start. A pattern must not decide by it."""
+        return self._run.attempt
+
+    @property
+    def input_text(self) -> str:
+        """What the user said, as text."""
+        return self._run.request.input_message().text
+
+    @property
+    def input_message(self) -> Message:
+        """What the user said, with all its parts."""
+        return self._run.request.input_message()
+
+    @property
+    def transcript(self) -> Sequence[Message]:
+        """The conversation in this scope so far, without instructions; it does not change once handed out."""
+        view = self._scope.conversation.view()
+        return view[1:] if len(view) and view[0].role == "system" else view
+
+    @property
+    def deps(self) -> DepsT:
+        """What the agent's `deps` opened for this attempt."""
+        deps: DepsT = self._run.deps
+        return deps
+
+    @property
+    def state(self) -> Any:
+        """The session's state, of the agent's `state_type`; changes are written with the next step."""
+        return self._run.state.value
+
+    @property
+    def metadata(self) -> JsonObject:
+        """The request's."""
+        return self._run.request.metadata
+
+    @property
+    def context_hints(self) -> JsonObject:
+        """The request's."""
+        return self._run.request.context_hints
+
+    @property
+    def usage(self) -> RunUsage:
+        """What the run has used so far, over all attempts."""
+        return self._run.meter.usage()
+
+    @property
+    def artifacts(self) -> Sequence[RunArtifact]:
+        """What this run made so far."""
+        return tuple(self._run.artifacts)
+
+    # ---- models and tools
+
+    @overload
+    async def generate(self, messages: str | Sequence[Message] | None = None) -> ModelResponse[str]: ...
+    @overload
+    async def generate(
+        self, messages: str | Sequence[Message] | None = None, *, output_type: type[ResultT]
+    ) -> ModelResponse[ResultT]: ...
+    async def generate(
+        self, messages: str | Sequence[Message] | None = None, *, output_type: type[Any] | None = None
+    ) -> ModelResponse[Any]:
+        """Ask the model.
+
+        Args:
+            messages: None to go on with the conversation, a text to say first, or a whole history to show instead.
+            output_type: what `response.output` must be; the model is asked again where its answer does not fit.
+
+        Raises:
+            ModelError: the model did not answer.
+            OutputValidationError: no answer fitted `output_type`.
+            ConcurrentStepError: another step of this scope is in flight.
+            NonDeterministicRunError: an earlier attempt asked for something else here.
+        """
+        contract = None if output_type is None else OutputContract(output_type)
+        return await model_step.generate(self._run, self._scope, messages, contract)
+
+    async def call_tool(self, name: str, /, **arguments: Any) -> Any:
+        """Call one of the agent's tools; the result comes here and not into the transcript.
+
+        Raises:
+            ToolError: the call failed.
+            UnpersistableValueError: what the tool returned cannot be stored.
+            ConcurrentStepError: another step of this scope is in flight.
+            NonDeterministicRunError: an earlier attempt asked for something else here.
+        """
+        return await tool_steps.call_one(self._run, self._scope, name, arguments)
+
+    async def call_tools(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+        """Make the calls a model asked for and answer it; results in the order of the calls.
+
+        A call that fails is answered with what went wrong, so that the model can mend it.
+
+        Raises:
+            UnpersistableValueError: what a tool returned cannot be stored.
+            ConcurrentStepError: another step of this scope is in flight.
+            NonDeterministicRunError: an earlier attempt asked for something else here.
+        """
+        return await tool_steps.call_many(self._run, self._scope, calls)
+
+    # ---- other steps
+
+    async def step(
+        self, name: str, fn: Callable[P, Awaitable[ResultT]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> ResultT:
+        """Run a function once, however often the run is resumed: its result is recorded.
+
+        The result passes through its annotated return type, live and on replay alike.
+
+        Args:
+            name: what the records call it.
+            fn: an async function.
+            *args: its arguments; compared on replay.
+            **kwargs: its arguments by name; compared on replay.
+
+        Raises:
+            StepFailedError: it raised.
+            UnpersistableValueError: its result cannot be stored.
+            ConcurrentStepError: another step of this scope is in flight.
+            NonDeterministicRunError: an earlier attempt asked for something else here.
+        """
+        result: ResultT = await plain_steps.run_function(self._run, self._scope, name, fn, args, kwargs)
+        return result
+
+    async def sleep(self, duration: float | timedelta) -> None:
+        """Sleep until a stored instant: a restart in between does not prolong it.
+
+        Args:
+            duration: seconds or a timedelta.
+        """
+        await plain_steps.sleep(self._run, self._scope, duration)
+
+    def now(self) -> datetime:
+        """The time in UTC; a replay reads what the first attempt read."""
+        return datetime.fromtimestamp(plain_steps.read_clock(self._run, self._scope), UTC)
+
+    def random(self) -> float:
+        """A number from 0 up to 1, drawn by the call's identity: the same at every attempt."""
+        return plain_steps.draw(self._run, self._scope)
+
+    async def add_artifact(
+        self, name: str, payload: Any, *, kind: str = "data", metadata: JsonObject | None = None
+    ) -> RunArtifact:
+        """Keep something the run made with its session.
+
+        Raises:
+            UnpersistableValueError: the payload cannot be stored.
+        """
+        artifact = RunArtifact(name=name, kind=kind, payload=payload, metadata=metadata or {})
+        return await plain_steps.add_artifact(self._run, self._scope, artifact)
+
+    async def emit(self, name: str, payload: JsonObject | None = None) -> None:
+        """Publish an event of the pattern's own; it is recorded and can be read again.
+
+        Raises:
+            UsageError: the name belongs to Callboard's own events.
+        """
+        await plain_steps.emit(self._run, self._scope, name, payload or {})
+
+    # ---- more scopes
+
+    def branch(self, name: str) -> RunContext[DepsT]:
+        """A scope beside this one, whose steps may be in flight at the same time.
+
+        It sees the conversation as it stands here; what it adds stays in it.
+
+        Args:
+            name: what tells it from its siblings, at every attempt.
+
+        Raises:
+            UsageError: the name is empty, holds ``/``, or was used before.
+        """
+        return RunContext(self._run, self._scope.below(name))
+
+    async def map(
+        self,
+        fn: Callable[[RunContext[DepsT], ItemT], Awaitable[ResultT]],
+        items: Mapping[str, ItemT],
+        *,
+        limit: int | None = None,
+    ) -> dict[str, ResultT]:
+        """Run `fn` once for each item, side by side, each in a scope of its own.
+
+        The first failure cancels the rest and is raised.
+
+        Args:
+            fn: an async function of a context and an item.
+            items: by the name of each item's scope.
+            limit: how many at a time; all at once where None.
+
+        Returns:
+            Results by name, in the order of the items.
+        """
+        step = self._scope.begin("map")
+        try:
+            await plain_steps.keep_readings(self._run, self._scope, step)
+            places = asyncio.Semaphore(limit) if limit is not None else None
+
+            async def one(scope: Scope, item: ItemT) -> ResultT:
+                if places is None:
+                    return await fn(RunContext(self._run, scope), item)
+                async with places:
+                    return await fn(RunContext(self._run, scope), item)
+
+            scopes = {name: self._scope.below(name, within=step) for name in items}
+            tasks = {name: asyncio.ensure_future(one(scopes[name], item)) for name, item in items.items()}
+            try:
+                await plain_steps.first_failure(list(tasks.values()))
+            finally:
+                for task in tasks.values():
+                    task.cancel()
+                await asyncio.gather(*tasks.values(), return_exceptions=True)
+            return {name: task.result() for name, task in tasks.items()}
+        finally:
+            self._scope.end()

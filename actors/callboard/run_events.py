@@ -1,0 +1,78 @@
+"""A run's events from its log and from the bus, as one sequence without gaps or repeats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from callboard.directory import Directory
+from callboard.event_bus import Subscription
+from callboard.record_events import events_of
+from callboard.results import records_of
+from callboard.ticket import RunTicket
+from callboard_protocol.commands import FindTicket, Subscribe, Unsubscribe
+from callboard_protocol.errors import UnknownRunError, UsageError
+from callboard_protocol.event_base import Event
+from callboard_protocol.events import LIVE_ONLY, build_event
+from callboard_protocol.sessions import RunEntry
+from callboard_protocol.states import FINAL, RunState
+
+_LOOK_AGAIN = 0.05
+"""Seconds between looks at the log of a run that another process carries on."""
+
+_STANDING = frozenset({RunState.SUSPENDED, RunState.PARKED})
+
+
+async def follow_run(directory: Directory, run_id: str, after: str | None) -> AsyncIterator[Event]:
+    """What the log holds after a cursor, then what happens, until the run has stopped.
+
+    Args:
+        directory: where the runtime's actors are.
+        run_id: the run.
+        after: an event's cursor; None for the beginning.
+
+    Raises:
+        UnknownRunError: there is no such run.
+        UsageError: `after` is no cursor.
+    """
+    told = -1 if after is None else _position(after)
+    subscription: Subscription = await directory.bus.ask(Subscribe(run_id=run_id))
+    try:
+        ticket: RunTicket | None = await directory.supervisor.ask(FindTicket(run_id=run_id))
+        if ticket is not None:
+            # By way of the bus, so that it ends behind the run's last events.
+            ticket.result.add_done_callback(lambda _: directory.bus.tell(Unsubscribe(subscription=subscription)))
+        entry = await directory.store.read_run(run_id)
+        if entry is None and ticket is None:
+            raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
+        while True:
+            if entry is not None:
+                async for event in _recorded(directory, entry, told):
+                    told = event.sequence if event.sequence is not None else told
+                    yield event
+            if ticket is not None or entry is None or entry.state in FINAL or entry.state in _STANDING:
+                break
+            await asyncio.sleep(_LOOK_AGAIN)
+            entry = await directory.store.read_run(run_id)
+        if ticket is not None:
+            caught_up = told
+            async for event in subscription:
+                if event.name not in LIVE_ONLY and event.sequence is not None and event.sequence <= caught_up:
+                    continue
+                yield event
+    finally:
+        subscription.close()
+
+
+async def _recorded(directory: Directory, entry: RunEntry, told: int) -> AsyncIterator[Event]:
+    async for record in records_of(directory.store, entry):
+        if record.ordinal > told:
+            for raw in events_of(record, entry.session_id, entry.request.agent_id):
+                yield build_event(raw)
+
+
+def _position(cursor: str) -> int:
+    try:
+        return int(cursor.removeprefix("r"))
+    except ValueError:
+        raise UsageError(f"{cursor!r} is no cursor", hint="pass the `cursor` of an event you have read") from None

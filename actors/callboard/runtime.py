@@ -1,0 +1,458 @@
+"""Runtime: the front door. One per process and event loop, on one data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
+
+from pydantic import ValidationError
+
+from callboard.access import Agents, Runs, Sessions
+from callboard.agents import Agent
+from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
+from callboard.entries import result_of
+from callboard.event_bus import EventBus, Subscription, Watchers
+from callboard.kernel import ActorSystem, ChildSpec, SystemHealth
+from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.model_gateway import ModelGateway
+from callboard.results import read_result
+from callboard.run_events import follow_run
+from callboard.run_handle import RunHandle, RunStream
+from callboard.supervisor import RunSupervisor
+from callboard.ticket import RunTicket
+from callboard.tool_executor import ToolExecutor
+from callboard_protocol.base import JsonObject, as_seconds
+from callboard_protocol.commands import (
+    CancelRun,
+    DrainRuns,
+    FindTicket,
+    RecoverRuns,
+    SubmitRun,
+    Subscribe,
+    Unsubscribe,
+)
+from callboard_protocol.errors import RuntimeClosedError, UsageError
+from callboard_protocol.event_base import Event
+from callboard_protocol.messages import ContentPart
+from callboard_protocol.runs import OnBusy, OnCrash, RunBudget, RunRequest, RunResult
+from callboard_protocol.states import FINAL, RunState
+from callboard_protocol.tools import Decision
+from callboard_storage.open_store import open_store
+from callboard_storage.store import Store
+
+
+class RunOptions(TypedDict, total=False):
+    """What a run may be given beside its agent and input; `RunRequest` says what each means."""
+
+    session_id: str | None
+    run_id: str | None
+    budget: RunBudget | None
+    durable: bool
+    metadata: JsonObject | None
+    context_hints: JsonObject | None
+    approvals: Mapping[str, Decision] | None
+    on_busy: OnBusy
+    on_crash: OnCrash
+    account: str | None
+    resume_from_checkpoint: str | None
+
+
+D = TypeVar("D")
+T = TypeVar("T")
+
+
+class Runtime:
+    """Runs agents, durably, inside your own process.
+
+    Args:
+        agents: those it may run; `runtime.agents` adds more later.
+        store: a directory, which is made where it is missing; None keeps everything in memory; or a `Store`.
+        limits: how much it takes on at a time.
+        recover: whether unfinished runs of the directory are carried on when it starts.
+        drain_timeout: seconds or a timedelta that runs in flight have to finish when it closes; what is left then is
+            stopped at its last completed step and carried on by the next start.
+
+    Raises:
+        DuplicateAgentError: two different agents have one id.
+    """
+
+    def __init__(
+        self,
+        agents: Sequence[Agent[Any, Any]] = (),
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        limits: RuntimeLimits | None = None,
+        recover: bool = True,
+        drain_timeout: float | timedelta = 0.0,
+    ) -> None:
+        self.agents = Agents(agents)
+        self._limits = RuntimeLimits() if limits is None else limits
+        self._recover = recover
+        self._drain_timeout = as_seconds(drain_timeout)
+        self._location = store
+        self._system: ActorSystem | None = None
+        self._directory: Directory | None = None
+
+    # ---- its life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Open the data directory, start the actors, and queue what was left unfinished.
+
+        Raises:
+            StoreOpenError: the directory cannot be opened; the error says what to do.
+            UsageError: it is open already.
+        """
+        if self._system is not None:
+            raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
+        store = open_store(self._location)
+        await store.open()
+        system = ActorSystem(asyncio.get_running_loop())
+        watchers = Watchers()
+        directory = Directory(system, store, watchers)
+        self._system, self._directory = system, directory
+        self.agents.directory = directory
+        system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
+        system.supervise(ChildSpec(GATEWAY, ModelGateway))
+        system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
+        agents, limits = self.agents.by_id, self._limits
+        system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
+        try:
+            if self._recover:
+                await directory.supervisor.ask(RecoverRuns(), timeout=None)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Take nothing more in, let runs finish within `drain_timeout`, and close the directory.
+
+        Runs that are left are carried on by the next start. Closing twice is harmless.
+        """
+        system, directory = self._system, self._directory
+        if system is None or directory is None:
+            return
+        self._system = None
+        self.agents.directory = None
+        try:
+            await directory.supervisor.ask(DrainRuns(within=self._drain_timeout), timeout=None)
+            await system.stop()
+        finally:
+            await directory.store.close()
+            self._directory = None
+
+    @property
+    def _open(self) -> Directory:
+        directory = self._directory
+        if directory is None or self._system is None:
+            raise RuntimeClosedError("the runtime is not open")
+        return directory
+
+    # ---- runs
+
+    @overload
+    async def run(
+        self,
+        agent: Agent[D, T],
+        input: str | Sequence[ContentPart],
+        *,
+        deps: D | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunResult[T]: ...
+    @overload
+    async def run(
+        self,
+        agent: str,
+        input: str | Sequence[ContentPart],
+        *,
+        deps: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunResult[Any]: ...
+    @overload
+    async def run(self, agent: RunRequest, *, deps: Any = None) -> RunResult[Any]: ...
+    async def run(
+        self,
+        agent: Agent[Any, Any] | str | RunRequest,
+        input: str | Sequence[ContentPart] | None = None,  # noqa: A002  (the public API's name)
+        *,
+        deps: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunResult[Any]:
+        """Run an agent and wait for its result. Cancelling this call cancels the run.
+
+        A run that fails, times out or exhausts its budget returns a result that says so.
+
+        Args:
+            agent: an agent, its id, or a whole `RunRequest` (then without the rest).
+            input: what the user says: text, or content parts.
+            deps: stands in for the agent's own `deps`: a value or a factory. It is not stored: a run that is carried
+                on after a crash gets the agent's own.
+            **options: the other fields of `RunRequest`; session and run ids are generated where not given.
+
+        Raises:
+            UnknownAgentError: no such agent; the error names the nearest.
+            InvalidIdentifierError: an id cannot be stored.
+            RunConflictError: the run id is known with another request.
+            RuntimeBusyError: a limit is reached; nothing was started.
+            RuntimeClosedError: the runtime is not open.
+        """
+        ticket = await self._submit(agent, input, deps, options)
+        try:
+            return await asyncio.shield(ticket.result)
+        except asyncio.CancelledError:
+            if not ticket.result.done():
+                await self.cancel(ticket.run_id, reason="the caller was cancelled")
+            raise
+
+    @overload
+    async def submit(
+        self,
+        agent: Agent[D, T],
+        input: str | Sequence[ContentPart],
+        *,
+        deps: D | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunHandle[T]: ...
+    @overload
+    async def submit(
+        self,
+        agent: str,
+        input: str | Sequence[ContentPart],
+        *,
+        deps: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunHandle[Any]: ...
+    @overload
+    async def submit(self, agent: RunRequest, *, deps: Any = None) -> RunHandle[Any]: ...
+    async def submit(
+        self,
+        agent: Agent[Any, Any] | str | RunRequest,
+        input: str | Sequence[ContentPart] | None = None,  # noqa: A002  (the public API's name)
+        *,
+        deps: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunHandle[Any]:
+        """Take a run in: once this returns it is on disk, and goes on without the caller.
+
+        The same request under the same run id gives the same run: submitting twice runs once.
+
+        Args:
+            agent: an agent, its id, or a whole `RunRequest` (then without the rest).
+            input: what the user says: text, or content parts.
+            deps: as for `run`.
+            **options: as for `run`.
+
+        Raises:
+            UnknownAgentError: no such agent; the error names the nearest.
+            InvalidIdentifierError: an id cannot be stored.
+            RunConflictError: the run id is known with another request.
+            RuntimeBusyError: a limit is reached; nothing was started.
+            RuntimeClosedError: the runtime is not open.
+        """
+        return self._handle(await self._submit(agent, input, deps, options))
+
+    @overload
+    def stream(
+        self,
+        agent: Agent[D, T],
+        input: str | Sequence[ContentPart],
+        *,
+        deps: D | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunStream[T]: ...
+    @overload
+    def stream(
+        self,
+        agent: str,
+        input: str | Sequence[ContentPart],
+        *,
+        deps: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunStream[Any]: ...
+    @overload
+    def stream(self, agent: RunRequest, *, deps: Any = None) -> RunStream[Any]: ...
+    def stream(
+        self,
+        agent: Agent[Any, Any] | str | RunRequest,
+        input: str | Sequence[ContentPart] | None = None,  # noqa: A002  (the public API's name)
+        *,
+        deps: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunStream[Any]:
+        """Run an agent and follow its events: ``async with runtime.stream(...) as stream``. Leaving the block before
+        the run has ended cancels it.
+
+        Args:
+            agent: an agent, its id, or a whole `RunRequest` (then without the rest).
+            input: what the user says: text, or content parts.
+            deps: as for `run`.
+            **options: as for `run`.
+
+        Raises:
+            UnknownAgentError: no such agent; the error names the nearest.
+            InvalidIdentifierError: an id cannot be stored.
+        """
+        known, request, is_new = self._request(agent, input, options)
+
+        async def start() -> RunHandle[Any]:
+            return self._handle(await self._take_in(known, request, deps, is_new=is_new))
+
+        return RunStream(self, request.run_id, start)
+
+    async def _submit(
+        self,
+        agent: Agent[Any, Any] | str | RunRequest,
+        said: str | Sequence[ContentPart] | None,
+        deps: Any,
+        options: RunOptions,
+    ) -> RunTicket:
+        known, request, is_new = self._request(agent, said, options)
+        return await self._take_in(known, request, deps, is_new=is_new)
+
+    async def _take_in(self, agent: Agent[Any, Any], request: RunRequest, deps: Any, *, is_new: bool) -> RunTicket:
+        ticket: RunTicket = await self._open.supervisor.ask(
+            SubmitRun(request=request, agent=agent, model=agent.model, deps=deps, is_new=is_new), timeout=None
+        )
+        return ticket
+
+    def _request(
+        self,
+        agent: Agent[Any, Any] | str | RunRequest,
+        said: str | Sequence[ContentPart] | None,
+        options: RunOptions,
+    ) -> tuple[Agent[Any, Any], RunRequest, bool]:
+        """The request as it will be stored, and whether its run id was made here."""
+        if isinstance(agent, RunRequest):
+            if said is not None or options:
+                raise UsageError(
+                    "a RunRequest says everything", hint="set its fields instead of passing them beside it"
+                )
+            return self.agents.find(agent.agent_id), agent, False
+        known = self.agents.find(agent)
+        if said is None:
+            raise UsageError("there is no input", hint="runtime.run(agent, 'what the user says')")
+        fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        is_new = "run_id" not in fields
+        fields.setdefault("run_id", new_id())
+        fields.setdefault("session_id", f"session-{fields['run_id']}")
+        spoken = {"input_text": said} if isinstance(said, str) else {"input_parts": tuple(said)}
+        try:
+            return known, RunRequest(agent_id=known.id, **spoken, **fields), is_new
+        except ValidationError as problem:
+            raise UsageError(f"this request cannot be made: {problem}") from None
+
+    def _handle(self, ticket: RunTicket) -> RunHandle[Any]:
+        return RunHandle(self, ticket.run_id, lambda: asyncio.shield(ticket.result))
+
+    async def wait(self, run_id: str) -> RunResult[Any]:
+        """Wait until a run has stopped, whoever submitted it.
+
+        Raises:
+            UnknownRunError: there is no such run.
+        """
+        ticket = await self._open.supervisor.ask(FindTicket(run_id=run_id))
+        if ticket is not None:
+            result: RunResult[Any] = await asyncio.shield(ticket.result)
+            return result
+        entry = await self.runs.get(run_id)
+        if entry.state in FINAL:
+            return await read_result(self._open.store, entry, self.agents.by_id.get(entry.request.agent_id))
+        if entry.state == RunState.SUSPENDED:
+            return result_of(entry)
+        raise UsageError(
+            f"run {run_id!r} is {entry.state.value!r} and nobody carries it on",
+            hint="open the Runtime with recover=True",
+        )
+
+    async def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> bool:
+        """Stop a run; returns once it has stopped. A finished run is left as it is.
+
+        Args:
+            run_id: which.
+            reason: why; the result says it.
+            by: who asks; the result says it.
+
+        Returns:
+            Whether this stopped it.
+
+        Raises:
+            UnknownRunError: there is no such run.
+        """
+        stopped = await self._open.supervisor.ask(CancelRun(run_id=run_id, reason=reason, by=by), timeout=None)
+        if not stopped:
+            await self.runs.get(run_id)
+        return stopped
+
+    # ---- what else there is
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of the data directory."""
+        return Sessions(self._open)
+
+    @property
+    def runs(self) -> Runs:
+        """The runs of the data directory."""
+        return Runs(self._open)
+
+    async def subscribe(self, run_id: str | None = None, *, names: Sequence[str] = ()) -> Subscription:
+        """Watch events as they happen. Close the subscription when done.
+
+        Args:
+            run_id: only this run's; every run's where None.
+            names: only events of these names; all where empty.
+        """
+        subscription: Subscription = await self._open.bus.ask(Subscribe(run_id=run_id, names=frozenset(names)))
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription after what has been published up to now; that can still be read."""
+        self._open.bus.tell(Unsubscribe(subscription=subscription))
+
+    def events(self, run_id: str, *, after: str | None = None) -> AsyncIterator[Event]:
+        """A run's events, from the beginning or from where a reader left off: what is on disk, then what happens.
+
+        Args:
+            run_id: which.
+            after: an event's `cursor`; what came up to it is left out.
+
+        Raises:
+            UnknownRunError: there is no such run.
+            UsageError: `after` is no cursor.
+        """
+        return follow_run(self._open, run_id, after)
+
+    def stats(self) -> RuntimeStats:
+        """What is in hand right now.
+
+        Raises:
+            RuntimeClosedError: the runtime is not open.
+        """
+        return self._open.describe()
+
+    def health(self) -> SystemHealth:
+        """Whether all its actors are well.
+
+        Raises:
+            RuntimeClosedError: the runtime is not open.
+        """
+        return self._open.system.health
+
+
+def new_id() -> str:
+    """A fresh id; later ones sort after earlier ones, to the millisecond."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"

@@ -1,0 +1,88 @@
+"""Scopes: where a step's identity comes from.
+
+A step is ``{scope}{ordinal}[.item]``; its call id puts the run's id in front. Within a scope steps follow each other,
+so the same pattern gives every step the same identity at each attempt.
+"""
+
+from __future__ import annotations
+
+from callboard.history import Conversation
+from callboard_protocol.errors import ConcurrentStepError, UsageError
+
+
+class Scope:
+    """A sequence of steps, one at a time.
+
+    Args:
+        prefix: what its steps' identities begin with: empty for the root, ``files.a/`` or ``3.a/`` below it.
+        conversation: the messages a model sees here.
+    """
+
+    __slots__ = ("clock", "conversation", "in_flight", "known", "names", "next_ordinal", "prefix", "readings")
+
+    def __init__(self, prefix: str, conversation: Conversation) -> None:
+        self.prefix = prefix
+        self.conversation = conversation
+        self.next_ordinal = 0
+        self.in_flight: str | None = None
+        self.names: set[str] = set()
+        self.known: dict[int, object] | None = None
+        self.readings: list[float] = []
+        self.clock: tuple[float, ...] = ()
+
+    @property
+    def is_root(self) -> bool:
+        """Whether its messages go into the session's transcript."""
+        return not self.prefix
+
+    @property
+    def upcoming(self) -> str:
+        """The identity the next step will have."""
+        return f"{self.prefix}{self.next_ordinal}"
+
+    def begin(self, what: str) -> str:
+        """Begin a step.
+
+        Args:
+            what: the step's kind, for the error.
+
+        Returns:
+            Its identity.
+
+        Raises:
+            ConcurrentStepError: another step of this scope is in flight.
+        """
+        if self.in_flight is not None:
+            raise ConcurrentStepError(
+                f"{what} began while {self.in_flight} is in flight in scope {self.prefix or 'root'!r}",
+                context={"scope": self.prefix, "in_flight": self.in_flight, "began": what},
+            )
+        self.in_flight = what
+        step = f"{self.prefix}{self.next_ordinal}"
+        self.next_ordinal += 1
+        # Clock readings ride on the record of the step that follows them.
+        self.clock = tuple(self.readings) if self.readings else ()
+        self.readings.clear()
+        return step
+
+    def end(self) -> None:
+        """The step in flight has ended."""
+        self.in_flight = None
+
+    def below(self, name: str, within: str = "") -> Scope:
+        """A scope of its own.
+
+        Args:
+            name: what tells it from its siblings.
+            within: the step it belongs to, where it is an item of one.
+
+        Raises:
+            UsageError: the name is empty, holds ``/``, or was used here before.
+        """
+        if not name or "/" in name:
+            raise UsageError(f"{name!r} cannot name a branch", hint="use a short name without '/'")
+        full = f"{within}.{name}/" if within else f"{self.prefix}{name}/"
+        if full in self.names:
+            raise UsageError(f"the scope {full!r} exists already", hint="give every branch a name of its own")
+        self.names.add(full)
+        return Scope(full, Conversation(self.conversation.view()))

@@ -1,0 +1,28 @@
+"""How a run is stopped from within."""
+
+from __future__ import annotations
+
+from callboard_protocol.errors import CallboardError
+from callboard_protocol.runs import StopReason
+from callboard_protocol.tools import PendingCall
+
+
+class StopRun(BaseException):
+    """Ends the attempt from inside a step. Not an `Exception`, so that no pattern swallows it by accident.
+
+    Args:
+        stop_reason: why the run stops.
+        error: what went wrong, where something did.
+        pending: what it waits for, where it is suspended.
+    """
+
+    def __init__(
+        self,
+        stop_reason: StopReason,
+        error: CallboardError | None = None,
+        pending: tuple[PendingCall, ...] = (),
+    ) -> None:
+        super().__init__(stop_reason)
+        self.stop_reason: StopReason = stop_reason
+        self.error = error
+        self.pending = pending

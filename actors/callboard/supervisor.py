@@ -1,0 +1,448 @@
+"""RunSupervisor: takes runs in, serialises sessions, keeps budgets and deadlines, stops and recovers runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from callboard.active_sessions import ActiveSessions
+from callboard.admission import Admission
+from callboard.agents import Agent
+from callboard.attempt import RunAttempt
+from callboard.budgets import Budgets
+from callboard.directory import Directory
+from callboard.entries import ended_early, moved, request_digest, result_of, write_entry
+from callboard.kernel import Actor, handles
+from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.results import read_result
+from callboard.stops import StopRun
+from callboard.ticket import RunTicket
+from callboard_protocol.amounts import Answer, Limits
+from callboard_protocol.base import as_seconds
+from callboard_protocol.commands import (
+    AdoptAgent,
+    CancelRun,
+    CheckpointSession,
+    DrainRuns,
+    DropAgent,
+    FindTicket,
+    LeaveSlot,
+    OpenRunAccount,
+    PublishEvents,
+    RecoverRuns,
+    RegainSlot,
+    ReleaseSession,
+    ReserveBudget,
+    SaveCheckpoint,
+    SettleBudget,
+    SubmitRun,
+)
+from callboard_protocol.errors import (
+    BudgetExhaustedError,
+    RunCancelledError,
+    RunConflictError,
+    RuntimeBusyError,
+    RuntimeClosedError,
+)
+from callboard_protocol.runs import RunRequest
+from callboard_protocol.sessions import RunEntry, SessionCheckpoint
+from callboard_protocol.states import FINAL, RunInput, RunState
+from callboard_protocol.tools import PendingCall
+
+SupervisorCommand = (
+    SubmitRun
+    | FindTicket
+    | RecoverRuns
+    | CancelRun
+    | AdoptAgent
+    | DropAgent
+    | OpenRunAccount
+    | ReserveBudget
+    | SettleBudget
+    | LeaveSlot
+    | RegainSlot
+    | CheckpointSession
+    | ReleaseSession
+    | DrainRuns
+)
+
+
+class RunSupervisor(Actor[SupervisorCommand]):
+    """One per runtime. Everything that must hold across runs is decided here, one message at a time.
+
+    Args:
+        directory: where the other actors are.
+        agents: the registered agents, by id; shared with the runtime, which changes it.
+        limits: how much to take on.
+    """
+
+    mailbox_limit = 1_000_000
+
+    def __init__(self, directory: Directory, agents: dict[str, Agent[Any, Any]], limits: RuntimeLimits) -> None:
+        super().__init__()
+        self._directory = directory
+        self._store = directory.store
+        self._agents = agents
+        self._limits = limits
+        self._admission = Admission(limits.max_concurrent_runs)
+        self._sessions = ActiveSessions(directory.system, directory.store, limits)
+        self._budgets = Budgets()
+        self._waiting_for_slot: dict[str, asyncio.Future[None]] = {}
+        self._tickets: dict[str, RunTicket] = {}
+        self._last_order = 0
+        self._running = 0
+        self._completed = 0
+        self._stopped = 0
+        self._recovered = 0
+        self._draining: asyncio.Future[None] | None = None
+        directory.describe = self._describe
+
+    # ---- taking runs in
+
+    @handles(concurrent=True)
+    async def submit(self, message: SubmitRun) -> RunTicket:
+        """Takes a run in once; the same request again gets the same ticket."""
+        request: RunRequest = message.request
+        if self._draining is not None:
+            raise RuntimeClosedError("the runtime is closing: it takes no more runs in")
+        known = self._tickets.get(request.run_id)
+        if known is not None:
+            _refuse_other(request, known.entry)
+            await asyncio.shield(known.accepted)
+            return known
+        digest = request_digest(request)
+        self._refuse_when_full(request)
+        entry = RunEntry(
+            request=request,
+            request_digest=digest,
+            state=RunState.QUEUED,
+            order=self._next_order(),
+            submitted_at=time.time(),
+        )
+        ticket = RunTicket(entry, message.agent, message.model, message.deps)
+        self._tickets[request.run_id] = ticket
+        try:
+            if not message.is_new:
+                stored = await self._store.read_run(request.run_id)
+                if stored is not None:
+                    return await self._submitted_before(ticket, stored)
+            self._enqueue(ticket)
+            if ticket.task is None and request.durable:
+                # Nothing of it is on disk until its turn comes, unless it is written now.
+                await write_entry(self._store, ticket.entry)
+                ticket.accept()
+                self._publish(
+                    ticket, "run.queued", {"reason": "slot" if self._admission.free_slots <= 0 else "session"}
+                )
+            elif not request.durable:
+                ticket.accept()
+            await asyncio.shield(ticket.accepted)
+        except BaseException as problem:
+            if ticket.task is None:
+                self._forget(ticket, problem)
+            raise
+        return ticket
+
+    async def _submitted_before(self, ticket: RunTicket, stored: RunEntry) -> RunTicket:
+        """The ticket of a run that the store knows already."""
+        _refuse_other(ticket.request, stored)
+        ticket.entry = stored
+        if stored.state in FINAL:
+            ticket.finish(await read_result(self._store, stored, ticket.agent))
+            del self._tickets[ticket.run_id]
+        else:
+            self._take_over(ticket)
+            self._admit()
+        return ticket
+
+    def _refuse_when_full(self, request: RunRequest) -> None:
+        limits, admission = self._limits, self._admission
+        queued = admission.queued_in(request.session_id)
+        busy = admission.holder_of(request.session_id) is not None or queued
+        if request.on_busy == "reject" and busy:
+            raise RuntimeBusyError(
+                f"session {request.session_id!r} has another run", hint="use on_busy='queue', or wait for that run"
+            )
+        if admission.free_slots > 0 and not busy:
+            return
+        if admission.queued >= limits.max_queued_runs:
+            raise RuntimeBusyError(f"{admission.queued} runs are waiting (max_queued_runs={limits.max_queued_runs})")
+        if queued >= limits.max_queued_per_session:
+            raise RuntimeBusyError(
+                f"{queued} runs are waiting for session {request.session_id!r} "
+                f"(max_queued_per_session={limits.max_queued_per_session})"
+            )
+
+    def _next_order(self) -> int:
+        self._last_order = max(self._last_order + 1, time.time_ns())
+        return self._last_order
+
+    def _forget(self, ticket: RunTicket, problem: BaseException) -> None:
+        self._tickets.pop(ticket.run_id, None)
+        self._admission.withdraw(ticket.run_id, ticket.session_id)
+        ticket.accept(problem)
+
+    @handles
+    def find(self, message: FindTicket) -> RunTicket | None:
+        """Answers with the run's ticket, if it is in hand."""
+        return self._tickets.get(message.run_id)
+
+    # ---- recovery
+
+    @handles(concurrent=True)
+    async def recover(self, message: RecoverRuns) -> int:
+        """Takes over what an earlier process left unfinished; the runs themselves go on in the background."""
+        entries = await self._store.read_unfinished()
+        for entry in entries:
+            if entry.run_id not in self._tickets:
+                agent = self._agents.get(entry.request.agent_id)
+                self._take_over(RunTicket(entry, agent, None if agent is None else agent.model))
+        self._recovered += len(entries)
+        self._admit()
+        return len(entries)
+
+    def _take_over(self, ticket: RunTicket) -> None:
+        """Put an unfinished run of the store where it belongs: in the queue, on its session, or aside."""
+        state = ticket.entry.state
+        self._tickets[ticket.run_id] = ticket
+        self._last_order = max(self._last_order, ticket.entry.order)
+        ticket.accept()
+        if state == RunState.SUSPENDED:
+            self._admission.hold(ticket.run_id, ticket.session_id)
+            ticket.finish(result_of(ticket.entry))
+            return
+        if state == RunState.RUNNING:
+            ticket.crashed = True
+            ticket.entry = moved(ticket.entry, RunInput.INTERRUPT)
+        if ticket.entry.state == RunState.INTERRUPTED:
+            ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
+        if ticket.agent is None:
+            self._park(ticket)
+            return
+        if ticket.entry.state == RunState.PARKED:
+            ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
+        self._enqueue(ticket, admit=False)
+
+    def _park(self, ticket: RunTicket) -> None:
+        reason = f"agent {ticket.request.agent_id!r} is not registered"
+        if ticket.entry.state != RunState.PARKED:
+            ticket.entry = moved(ticket.entry, RunInput.PARK)
+        pending = (PendingCall(reason="parked", message=reason),)
+        ticket.entry = ticket.entry.model_copy(update={"pending": pending})
+        self._publish(ticket, "run.parked", {"reason": reason, "pending": pending})
+
+    @handles
+    def adopt(self, message: AdoptAgent) -> None:
+        """Lets runs go on that were parked for want of this agent."""
+        agent: Agent[Any, Any] = message.agent
+        for ticket in list(self._tickets.values()):
+            if ticket.entry.state == RunState.PARKED and ticket.request.agent_id == agent.id:
+                ticket.agent, ticket.model = agent, agent.model
+                ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
+                self._enqueue(ticket)
+
+    @handles
+    def drop(self, message: DropAgent) -> None:
+        """Nothing to do: runs in flight keep their agent, and the registry turns new ones away."""
+
+    # ---- putting runs to work
+
+    def _enqueue(self, ticket: RunTicket, *, admit: bool = True) -> None:
+        self._admission.enqueue(ticket.entry.order, ticket.run_id, ticket.session_id)
+        if admit:
+            self._admit()
+
+    def _admit(self) -> None:
+        if self._draining is not None:
+            return
+        while (run_id := self._admission.admit()) is not None:
+            back = self._waiting_for_slot.pop(run_id, None)
+            ticket = self._tickets[run_id]
+            ticket.has_slot = True
+            if back is not None:
+                back.set_result(None)
+                continue
+            self._running += 1
+            ticket.task = asyncio.get_running_loop().create_task(self._attempt(ticket), name=f"run {run_id}")
+
+    async def _attempt(self, ticket: RunTicket) -> None:
+        agent = ticket.agent
+        assert agent is not None, "a run without an agent is parked, never admitted"
+        active = self._sessions.enter(ticket.session_id)
+        try:
+            memory = None if agent.memory is None else self._sessions.memory_of(ticket.session_id, agent.memory)
+            result = await RunAttempt(ticket, agent, active.session, memory, self._directory).perform()
+        except BaseException as error:
+            self._let_go(ticket)
+            ticket.accept(error)
+            if not ticket.result.done():
+                ticket.result.set_exception(error)
+                ticket.result.exception()
+            if not isinstance(error, Exception):
+                raise
+            return
+        self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
+        if result.stop_reason == "completed":
+            self._completed += 1
+        else:
+            self._stopped += 1
+        ticket.finish(result)
+        self._admit()
+
+    def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> None:
+        """What a run held goes back, whatever became of it."""
+        self._running -= 1
+        if ticket.deadline is not None:
+            ticket.deadline.cancel()
+        self._sessions.leave(ticket.session_id)
+        self._budgets.close(ticket.run_id)
+        if ticket.has_slot:
+            ticket.has_slot = False
+            self._admission.leave_slot()
+        elif self._waiting_for_slot.pop(ticket.run_id, None) is not None:
+            self._admission.forget_return(ticket.run_id)
+        ticket.task = None
+        if not keeps_session:
+            self._admission.release(ticket.run_id, ticket.session_id)
+            self._tickets.pop(ticket.run_id, None)
+        if self._draining is not None and not self._running and not self._draining.done():
+            self._draining.set_result(None)
+
+    @handles
+    def leave_slot(self, message: LeaveSlot) -> None:
+        """Gives the slot of a run that waits to another."""
+        ticket = self._tickets.get(message.run_id)
+        if ticket is not None and ticket.has_slot:
+            ticket.has_slot = False
+            self._admission.leave_slot()
+            self._admit()
+
+    @handles
+    def regain_slot(self, message: RegainSlot) -> asyncio.Future[None]:
+        """Answers once the run has a slot again."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_for_slot[message.run_id] = waiting
+        self._admission.ask_back(message.run_id)
+        self._admit()
+        return waiting
+
+    # ---- budgets
+
+    @handles
+    def open_account(self, message: OpenRunAccount) -> None:
+        """Opens the run's account with what it had spent, and arms its deadline."""
+        ticket = self._tickets[message.run_id]
+        assert ticket.agent is not None
+        budget = ticket.request.budget or ticket.agent.budget
+        self._budgets.open(message.run_id, Limits.of(budget), message.spent)
+        if budget.max_duration is not None:
+            left = max(0.0, as_seconds(budget.max_duration) - message.running)
+            ticket.deadline = asyncio.get_running_loop().call_later(left, self._out_of_time, ticket)
+
+    @handles
+    def reserve(self, message: ReserveBudget) -> Answer | asyncio.Future[Answer]:
+        """Reserves, or answers once reservations beside it have settled."""
+        return self._budgets.reserve(message)
+
+    @handles
+    def settle(self, message: SettleBudget) -> None:
+        """Puts the true figure in the place of a reservation."""
+        self._budgets.settle(message)
+
+    def _out_of_time(self, ticket: RunTicket) -> None:
+        error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
+        self._stop_run(ticket, StopRun("budget_exhausted", error))
+
+    # ---- stopping runs
+
+    @handles(concurrent=True)
+    async def cancel(self, message: CancelRun) -> bool:
+        """Stops a run where it is; answered once it has stopped."""
+        ticket = self._tickets.get(message.run_id)
+        if ticket is None:
+            return False
+        why = f"run {ticket.run_id} was cancelled: {message.reason or 'no reason given'}"
+        error = RunCancelledError(why, hint="", context={"by": message.by})
+        ticket.stopped_by, ticket.reason = message.by, message.reason
+        if ticket.task is not None:
+            self._stop_run(ticket, StopRun("cancelled", error))
+            await asyncio.wait([ticket.result])
+            return ticket.result.exception() is None and ticket.result.result().stop_reason == "cancelled"
+        self._admission.withdraw(ticket.run_id, ticket.session_id)
+        self._admission.release(ticket.run_id, ticket.session_id)
+        self._tickets.pop(ticket.run_id, None)
+        ticket.entry = ended_early(ticket.entry, "cancelled", error, time.time())
+        if ticket.request.durable:
+            await write_entry(self._store, ticket.entry)
+        self._stopped += 1
+        self._publish(ticket, "run.cancelled", {"reason": message.reason})
+        ticket.finish(result_of(ticket.entry))
+        self._admit()
+        return True
+
+    def _stop_run(self, ticket: RunTicket, stop: StopRun) -> None:
+        """Cancel an attempt once: a second cancellation would cut its ending short."""
+        if ticket.task is not None and ticket.stop is None:
+            ticket.stop = stop
+            ticket.task.cancel()
+
+    @handles
+    def drain(self, message: DrainRuns) -> asyncio.Future[None]:
+        """Admits nothing more; stops what still runs when the time is up."""
+        loop = asyncio.get_running_loop()
+        self._draining = loop.create_future()
+        self._sessions.close()
+        if not self._running:
+            self._draining.set_result(None)
+            return self._draining
+        timer = loop.call_later(message.within, self._interrupt_all)
+        self._draining.add_done_callback(lambda _: timer.cancel())
+        return self._draining
+
+    def _interrupt_all(self) -> None:
+        for ticket in list(self._tickets.values()):
+            self._stop_run(ticket, StopRun("interrupted"))
+
+    # ---- sessions and figures
+
+    @handles(concurrent=True)
+    async def checkpoint(self, message: CheckpointSession) -> SessionCheckpoint:
+        """Has the session keep a checkpoint, waking it if need be."""
+        active = self._sessions.enter(message.session_id)
+        try:
+            checkpoint: SessionCheckpoint = await active.session.ask(SaveCheckpoint(name=message.name), timeout=None)
+            return checkpoint
+        finally:
+            self._sessions.leave(message.session_id)
+
+    @handles
+    def release(self, message: ReleaseSession) -> bool:
+        """Parks an idle session now."""
+        return self._sessions.park(message.session_id)
+
+    def _describe(self) -> RuntimeStats:
+        states = [ticket.entry.state for ticket in self._tickets.values()]
+        return RuntimeStats(
+            running=self._running,
+            queued=self._admission.queued,
+            suspended=states.count(RunState.SUSPENDED),
+            parked=states.count(RunState.PARKED),
+            active_sessions=len(self._sessions),
+            free_slots=self._admission.free_slots,
+            completed=self._completed,
+            stopped=self._stopped,
+            recovered=self._recovered,
+        )
+
+    def _publish(self, ticket: RunTicket, name: str, fields: dict[str, Any]) -> None:
+        raw = (name, ticket.run_id, ticket.session_id, ticket.request.agent_id, time.time(), None, fields)
+        self._directory.bus.tell(PublishEvents(events=[raw]))
+
+
+def _refuse_other(request: RunRequest, known: RunEntry) -> None:
+    if request_digest(request) != known.request_digest:
+        raise RunConflictError(
+            f"run {request.run_id!r} was submitted before with a different request",
+            context={"run_id": request.run_id},
+        )

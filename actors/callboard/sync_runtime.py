@@ -1,0 +1,214 @@
+"""SyncRuntime: the same runtime for code without an event loop. A thread of its own holds the loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from callboard.access import Agents
+from callboard.agents import Agent
+from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.run_handle import RunHandle
+from callboard.runtime import RunOptions, Runtime
+from callboard_protocol.errors import RuntimeClosedError
+from callboard_protocol.event_base import Event
+from callboard_protocol.messages import ContentPart
+from callboard_protocol.runs import OutputT_co, RunRequest, RunResult
+from callboard_storage.store import Store
+
+D = TypeVar("D")
+T = TypeVar("T")
+_END = object()
+
+
+class SyncRunHandle(Generic[OutputT_co]):
+    """A run that was taken in.
+
+    Attributes:
+        run_id: the run.
+    """
+
+    def __init__(self, handle: RunHandle[OutputT_co], call: Callable[..., Any]) -> None:
+        self.run_id = handle.run_id
+        self._handle = handle
+        self._call = call
+
+    def result(self) -> RunResult[OutputT_co]:
+        """Wait until the run has stopped."""
+        result: RunResult[OutputT_co] = self._call(self._handle.result)
+        return result
+
+    def cancel(self, reason: str = "") -> None:
+        """Stop the run; returns once it has stopped."""
+        self._call(self._handle.cancel, reason)
+
+    def events(self, *, after: str | None = None) -> Iterator[Event]:
+        """The run's events; see `Runtime.events`."""
+        events = self._handle.events(after=after)
+        while (event := self._call(anext, events, _END)) is not _END:
+            yield event
+
+
+class SyncNamespace:
+    """`runtime.sessions` or `runtime.runs`, blocking: the same methods with the same arguments."""
+
+    def __init__(self, target: Any, call: Callable[..., Any]) -> None:
+        self._target = target
+        self._call = call
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._target, name)
+
+        def blocking(*args: Any, **kwargs: Any) -> Any:
+            async def call() -> Any:
+                return await method(*args, **kwargs)
+
+            return self._call(call)
+
+        return blocking
+
+
+class SyncRuntime:
+    """`Runtime` for threads: open it with ``with``, call it from any thread but an event loop's own.
+
+    Args:
+        agents: as for `Runtime`.
+        store: as for `Runtime`.
+        limits: as for `Runtime`.
+        recover: as for `Runtime`.
+        drain_timeout: as for `Runtime`.
+    """
+
+    def __init__(
+        self,
+        agents: Sequence[Agent[Any, Any]] = (),
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        limits: RuntimeLimits | None = None,
+        recover: bool = True,
+        drain_timeout: float | timedelta = 0.0,
+    ) -> None:
+        self._runtime = Runtime(agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout)
+        self._opening: AbstractContextManager[BlockingPortal] | None = None
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the thread and open the runtime in it; raises what `Runtime.start` raises."""
+        opening = start_blocking_portal("asyncio")
+        self._portal = opening.__enter__()
+        self._opening = opening
+        try:
+            self._call(self._runtime.start)
+        except BaseException:
+            self._end()
+            raise
+
+    def close(self) -> None:
+        """Close the runtime and end its thread. Closing twice is harmless."""
+        if self._portal is None:
+            return
+        try:
+            self._call(self._runtime.aclose)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        opening, self._opening, self._portal = self._opening, None, None
+        if opening is not None:
+            opening.__exit__(None, None, None)
+
+    def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        if self._portal is None:
+            raise RuntimeClosedError("the runtime is not open", hint="use it inside `with SyncRuntime(...)`")
+        answer: T = self._portal.call(function, *args)
+        return answer
+
+    @overload
+    def run(
+        self,
+        agent: Agent[D, T],
+        input: str | Sequence[ContentPart],
+        *,
+        deps: D | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunResult[T]: ...
+    @overload
+    def run(
+        self, agent: str, input: str | Sequence[ContentPart], *, deps: Any = None, **options: Unpack[RunOptions]
+    ) -> RunResult[Any]: ...
+    @overload
+    def run(self, agent: RunRequest, *, deps: Any = None) -> RunResult[Any]: ...
+    def run(self, agent: Any, input: Any = None, *, deps: Any = None, **options: Any) -> RunResult[Any]:  # noqa: A002
+        """As `Runtime.run`, blocking."""
+        return self._call(lambda: self._runtime.run(agent, input, deps=deps, **options))
+
+    @overload
+    def submit(
+        self,
+        agent: Agent[D, T],
+        input: str | Sequence[ContentPart],
+        *,
+        deps: D | None = None,
+        **options: Unpack[RunOptions],
+    ) -> SyncRunHandle[T]: ...
+    @overload
+    def submit(
+        self, agent: str, input: str | Sequence[ContentPart], *, deps: Any = None, **options: Unpack[RunOptions]
+    ) -> SyncRunHandle[Any]: ...
+    @overload
+    def submit(self, agent: RunRequest, *, deps: Any = None) -> SyncRunHandle[Any]: ...
+    def submit(self, agent: Any, input: Any = None, *, deps: Any = None, **options: Any) -> SyncRunHandle[Any]:  # noqa: A002
+        """As `Runtime.submit`, blocking."""
+        handle: RunHandle[Any] = self._call(lambda: self._runtime.submit(agent, input, deps=deps, **options))
+        return SyncRunHandle(handle, self._call)
+
+    def wait(self, run_id: str) -> RunResult[Any]:
+        """As `Runtime.wait`, blocking."""
+        return self._call(self._runtime.wait, run_id)
+
+    def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> bool:
+        """As `Runtime.cancel`, blocking."""
+        return self._call(lambda: self._runtime.cancel(run_id, reason=reason, by=by))
+
+    def events(self, run_id: str, *, after: str | None = None) -> Iterator[Event]:
+        """As `Runtime.events`, blocking."""
+        events = self._runtime.events(run_id, after=after)
+        while True:
+            event = self._call(lambda: anext(events, None))
+            if event is None:
+                return
+            yield event
+
+    @property
+    def agents(self) -> Agents:
+        """The registered agents."""
+        return self._runtime.agents
+
+    @property
+    def sessions(self) -> SyncNamespace:
+        """`Runtime.sessions`, blocking."""
+        return SyncNamespace(self._runtime.sessions, self._call)
+
+    @property
+    def runs(self) -> SyncNamespace:
+        """`Runtime.runs`, blocking."""
+        return SyncNamespace(self._runtime.runs, self._call)
+
+    def stats(self) -> RuntimeStats:
+        """As `Runtime.stats`."""
+        return self._runtime.stats()

@@ -1,0 +1,104 @@
+"""What the supervisor keeps of a run that has not ended, and what callers wait on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from callboard.agents import Agent
+from callboard.models.base import Model
+from callboard.stops import StopRun
+from callboard_protocol.runs import RunRequest, RunResult
+from callboard_protocol.sessions import RunEntry
+
+
+class RunTicket:
+    """A run in this process.
+
+    Attributes:
+        entry: its row in the table of runs, as last written.
+        agent: the agent it keeps, whatever is registered later.
+        model: the model it asks; None where the agent has none.
+        deps: what the caller brought for its tools; None where the agent's own are used.
+        accepted: done once the run is on disk, or refused.
+        result: done once the run has stopped.
+        task: the attempt at work; None while it waits.
+        stop: why the attempt is being stopped from outside; None while it is not.
+        stopped_by: who asked for that.
+        reason: why they asked.
+        crashed: whether the process that ran it last died in the middle of it.
+        deadline: the timer of its `max_duration`.
+        has_slot: whether it holds one of the runtime's slots.
+    """
+
+    __slots__ = (
+        "accepted",
+        "agent",
+        "crashed",
+        "deadline",
+        "deps",
+        "entry",
+        "has_slot",
+        "model",
+        "reason",
+        "result",
+        "stop",
+        "stopped_by",
+        "task",
+    )
+
+    def __init__(
+        self,
+        entry: RunEntry,
+        agent: Agent[Any, Any] | None,
+        model: Model | None = None,
+        deps: Any = None,
+        *,
+        crashed: bool = False,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.entry = entry
+        self.agent = agent
+        self.model = model
+        self.deps = deps
+        self.crashed = crashed
+        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.result: asyncio.Future[RunResult[Any]] = loop.create_future()
+        self.task: asyncio.Task[None] | None = None
+        self.stop: StopRun | None = None
+        self.stopped_by = ""
+        self.reason = ""
+        self.has_slot = False
+        self.deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def request(self) -> RunRequest:
+        """What was asked."""
+        return self.entry.request
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self.entry.request.run_id
+
+    @property
+    def session_id(self) -> str:
+        """Its session."""
+        return self.entry.request.session_id
+
+    def accept(self, problem: BaseException | None = None) -> None:
+        """The run is on disk, or was refused; only the first answer counts."""
+        if self.accepted.done():
+            return
+        if problem is None:
+            self.accepted.set_result(None)
+        else:
+            self.accepted.set_exception(problem)
+            # The refusal may have nobody to read it: whoever submitted a recovered run is gone.
+            self.accepted.exception()
+
+    def finish(self, result: RunResult[Any]) -> None:
+        """The run has stopped."""
+        self.accept()
+        if not self.result.done():
+            self.result.set_result(result)

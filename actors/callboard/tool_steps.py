@@ -1,0 +1,408 @@
+"""The steps that call tools: one by the pattern's own will, or the calls a model asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from callboard.live_run import LiveRun
+from callboard.scopes import Scope
+from callboard.stops import StopRun
+from callboard.tool import Tool
+from callboard.tool_context import ToolContext
+from callboard.tool_flights import ToolOutcome
+from callboard_protocol.amounts import Amount
+from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
+from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import (
+    CallboardError,
+    CallInDoubtError,
+    ToolDeniedError,
+    ToolTimeoutError,
+    UnknownToolError,
+    UnpersistableValueError,
+)
+from callboard_protocol.failures import describe, restore
+from callboard_protocol.messages import Message, ToolCall, render_for_model
+from callboard_protocol.records import IntentRecorded, StepCompleted
+from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Reconciliation
+
+_ONE_CALL = Amount(tool_calls=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What came of one call that a model asked for.
+
+    Attributes:
+        call: what was asked.
+        value: what the tool returned, in its annotated type; None where it failed.
+        error: why it failed; the model has been told.
+        content: the text the model reads.
+    """
+
+    call: ToolCall
+    value: Any
+    error: CallboardError | None
+    content: str
+
+
+async def call_one(run: LiveRun, scope: Scope, name: str, arguments: dict[str, Any]) -> Any:
+    """Call a tool because the pattern says so; its result goes to the pattern, not into the transcript.
+
+    Raises:
+        ToolError: the call failed; recorded, so a replay raises it too.
+        UnpersistableValueError: what the tool returned cannot be stored.
+    """
+    step = scope.begin(f"tool {name!r}")
+    try:
+        record = await _perform(run, scope, step, name, arguments, None)
+        if record.error is not None:
+            raise restore(record.error)
+        return run.agent.tools[name].load_result(record.value)
+    finally:
+        scope.end()
+
+
+async def call_many(run: LiveRun, scope: Scope, calls: Sequence[ToolCall]) -> list[ToolResult]:
+    """Make the calls a model asked for: safe ones side by side, the rest in turn; results in the order of the calls.
+
+    A call that fails answers the model with what went wrong.
+
+    Raises:
+        UnpersistableValueError: what a tool returned cannot be stored.
+    """
+    step = scope.begin("tool calls")
+    try:
+        if len(calls) == 1:
+            records = [await _answer(run, scope, f"{step}.0", calls[0])]
+        else:
+            records = await _batch(run, scope, step, calls)
+        results: list[ToolResult] = []
+        for call, record in zip(calls, records, strict=True):
+            content = render_for_model(record.value) if record.error is None else record.error.message
+            scope.conversation.add(Message(role="tool", content=content, tool_call_id=call.id, name=call.name))
+            error = None if record.error is None else restore(record.error)
+            if isinstance(error, UnpersistableValueError):
+                raise error
+            value = None if error is not None else run.agent.tools[call.name].load_result(record.value)
+            results.append(ToolResult(call, value, error, content))
+        return results
+    finally:
+        scope.end()
+
+
+async def _batch(run: LiveRun, scope: Scope, step: str, calls: Sequence[ToolCall]) -> list[StepCompleted]:
+    began = time.monotonic()
+    call_id = f"{run.run_id}:{step}"
+    run.publish(("tool.batch.started", None, {"call_id": call_id, "tools": tuple(call.name for call in calls)}))
+    side_by_side: dict[int, asyncio.Task[StepCompleted]] = {}
+    records: dict[int, StepCompleted] = {}
+    try:
+        for rank, call in enumerate(calls):
+            tool = run.agent.tools.get(call.name)
+            if tool is None or tool.concurrency_safe:
+                side_by_side[rank] = asyncio.create_task(_answer(run, scope, f"{step}.{rank}", call))
+        for rank, call in enumerate(calls):
+            if rank not in side_by_side:
+                records[rank] = await _answer(run, scope, f"{step}.{rank}", call)
+        for rank, task in side_by_side.items():
+            records[rank] = await task
+    finally:
+        for task in side_by_side.values():
+            task.cancel()
+        await asyncio.gather(*side_by_side.values(), return_exceptions=True)
+    failed = sum(record.error is not None for record in records.values())
+    run.publish(
+        (
+            "tool.batch.completed",
+            None,
+            {
+                "call_id": call_id,
+                "succeeded": len(calls) - failed,
+                "failed": failed,
+                "duration": time.monotonic() - began,
+            },
+        )
+    )
+    return [records[rank] for rank in range(len(calls))]
+
+
+async def _answer(run: LiveRun, scope: Scope, step: str, call: ToolCall) -> StepCompleted:
+    return await _perform(run, scope, step, call.name, call.arguments, call.id)
+
+
+async def _perform(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    name: str,
+    raw_arguments: dict[str, Any],
+    tool_call_id: str | None,
+) -> StepCompleted:
+    """One call from its arguments to its record, through approval, intent and doubt."""
+    fit = fingerprint(raw_arguments)
+    recorded = run.journal.recorded(step, "tool", name, fit)
+    if recorded is not None:
+        run.state.apply(recorded)
+        return recorded
+    call = _Call(run, scope, step, name, raw_arguments, fit, tool_call_id)
+    try:
+        tool = _find(run, name)
+        arguments = tool.validate(raw_arguments)
+    except CallboardError as problem:
+        return await call.completed(None, problem)
+    return await call.make(tool, arguments)
+
+
+def _find(run: LiveRun, name: str) -> Tool[Any]:
+    tool = run.agent.tools.get(name)
+    if tool is None:
+        near = difflib.get_close_matches(name, run.agent.tools, n=1)
+        raise UnknownToolError(
+            f"agent {run.agent.id!r} has no tool {name!r}",
+            hint=f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(run.agent.tools) or 'none'}",
+        )
+    return tool
+
+
+class _Call:
+    """One tool call that has no outcome yet."""
+
+    def __init__(
+        self,
+        run: LiveRun,
+        scope: Scope,
+        step: str,
+        name: str,
+        raw_arguments: dict[str, Any],
+        fit: bytes,
+        tool_call_id: str | None,
+    ) -> None:
+        self.run = run
+        self.scope = scope
+        self.step = step
+        self.name = name
+        self.raw_arguments = raw_arguments
+        self.fit = fit
+        self.tool_call_id = tool_call_id
+        self.started = time.monotonic()
+
+    @property
+    def call_id(self) -> str:
+        return f"{self.run.run_id}:{self.step}"
+
+    async def make(self, tool: Tool[Any], arguments: dict[str, Any]) -> StepCompleted:
+        run = self.run
+        intent = run.journal.intents.get(self.step)
+        attempt = 1
+        if intent is not None and not tool.specification.may_be_repeated:
+            settled = await self._resolve(tool, arguments, "crash")
+            if settled is not None:
+                return settled
+            attempt = intent.attempt + 1
+        elif tool.requires_approval(arguments):
+            refused = self._approve(tool)
+            if refused is not None:
+                return await self.completed(None, refused)
+        while True:
+            granted = await run.reserve(_ONE_CALL)
+            try:
+                outcome = await self._dispatch(tool, arguments, attempt)
+            finally:
+                run.settle(granted.amount, _ONE_CALL)
+            error = outcome.error
+            if isinstance(error, ToolTimeoutError) and run.request.durable and not tool.specification.may_be_repeated:
+                settled = await self._resolve(tool, arguments, "timeout")
+                if settled is not None:
+                    return settled
+                attempt += 1
+                continue
+            value = None
+            if error is None:
+                try:
+                    value = tool.dump_result(outcome.value)
+                except UnpersistableValueError as problem:
+                    await self.completed(None, problem)
+                    raise
+            return await self.completed(value, error)
+
+    async def _dispatch(self, tool: Tool[Any], arguments: dict[str, Any], attempt: int) -> ToolOutcome:
+        run = self.run
+        if run.request.durable and not tool.specification.may_be_repeated:
+            run.warn_once("run.durable_idempotency_warning", tool=self.name)
+            await self._intend(attempt)
+        if run.is_watched:
+            live = {"step": self.step, "call_id": self.call_id, "tool": self.name, "arguments": arguments}
+            run.publish(("tool.called", None, live))
+        context: ToolContext[Any] = ToolContext(
+            deps=run.deps,
+            run_id=run.run_id,
+            session_id=run.session_id,
+            agent_id=run.agent.id,
+            call_id=self.call_id,
+            attempt=attempt,
+            state=run.state.value,
+            publish=self._progress,
+        )
+        try:
+            outcome: ToolOutcome = await run.directory.executor.ask(
+                CallTool(tool=tool, arguments=arguments, context=context), timeout=None
+            )
+        except asyncio.CancelledError:
+            run.directory.executor.tell(CancelCall(call_id=self.call_id, reason="the run was stopped"))
+            raise
+        run.state.value = context.state
+        return outcome
+
+    def _progress(self, event: str, fields: dict[str, Any]) -> None:
+        if self.run.is_watched:
+            live = {"step": self.step, "call_id": self.call_id, "tool": self.name}
+            self.run.publish((event, None, {**live, **fields}))
+
+    async def _intend(self, attempt: int) -> None:
+        run = self.run
+        intent = IntentRecorded(
+            run_id=run.run_id,
+            ordinal=run.journal.claim_ordinal(),
+            at=time.time(),
+            step=self.step,
+            tool=self.name,
+            arguments=self.raw_arguments,
+            arguments_digest=self.fit,
+            tool_call_id=self.tool_call_id,
+            attempt=attempt,
+            clock=self.scope.clock,
+        )
+        await run.journal.append(intent)
+        run.journal.intents[self.step] = intent
+        run.publish_record(intent)
+
+    # ---- approval
+
+    def _approve(self, tool: Tool[Any]) -> CallboardError | None:
+        """None to go ahead, the refusal otherwise.
+
+        Raises:
+            StopRun: nobody has decided yet: the run is suspended.
+        """
+        decision = self._decided() or self._in_advance()
+        if isinstance(decision, Allow):
+            return None
+        if isinstance(decision, Deny):
+            return ToolDeniedError(f"the call of {tool.name!r} was denied: {decision.reason or 'no reason given'}")
+        if not self.run.request.durable:
+            return ToolDeniedError(
+                f"the call of {tool.name!r} needs an approval, and a run that is not durable cannot wait for one"
+            )
+        raise StopRun("suspended", pending=(self._pending("approval", f"{tool.name!r} needs an approval"),))
+
+    def _decided(self) -> Decision | None:
+        made = self.run.journal.decisions.get(self.step)
+        return None if made is None or made.arguments_digest != self.fit else made.decision
+
+    def _in_advance(self) -> Decision | None:
+        approvals = self.run.request.approvals
+        return approvals.get(self.call_id) or approvals.get(self.name) or approvals.get("*")
+
+    def _pending(self, reason: Any, message: str) -> PendingCall:
+        return PendingCall(
+            reason=reason,
+            call_id=self.call_id,
+            tool=self.name,
+            arguments=self.raw_arguments,
+            arguments_digest=self.fit.hex(),
+            message=message,
+        )
+
+    # ---- doubt
+
+    async def _resolve(self, tool: Tool[Any], arguments: dict[str, Any], cause: str) -> StepCompleted | None:
+        """The outcome of a call nobody knows the end of; None if it is to be made again.
+
+        Raises:
+            StopRun: someone has to decide, or the run fails over it.
+        """
+        run = self.run
+        verdict = self._decided() or await self._reconcile(tool, arguments)
+        if isinstance(verdict, Happened):
+            return await self.completed(tool.dump_result(verdict.result), None)
+        if isinstance(verdict, NotHappened | Allow):
+            return None
+        doubt = CallInDoubtError(
+            f"the call of {self.name!r} ({self.call_id}) began, and a {cause} hid whether it took effect"
+        )
+        if isinstance(verdict, Deny):
+            return await self.completed(None, doubt)
+        policy = tool.specification.on_in_doubt or run.agent.on_in_doubt
+        run.publish(
+            (
+                "tool.in_doubt",
+                None,
+                {
+                    "call_id": self.call_id,
+                    "tool": self.name,
+                    "arguments": self.raw_arguments,
+                    "arguments_digest": self.fit.hex(),
+                    "cause": cause,
+                    "on_in_doubt": policy,
+                },
+            )
+        )
+        if policy == "tell":
+            return await self.completed(None, doubt)
+        if policy == "retry":
+            return None
+        if policy == "fail":
+            raise StopRun("failed", doubt)
+        raise StopRun("suspended", pending=(self._pending("in_doubt", doubt.message),))
+
+    async def _reconcile(self, tool: Tool[Any], arguments: dict[str, Any]) -> Reconciliation | None:
+        if not tool.can_reconcile:
+            return None
+        run = self.run
+        context: ToolContext[Any] = ToolContext(
+            deps=run.deps,
+            run_id=run.run_id,
+            session_id=run.session_id,
+            agent_id=run.agent.id,
+            call_id=self.call_id,
+            attempt=run.attempt,
+            state=run.state.value,
+            publish=self._progress,
+        )
+        verdict: Reconciliation = await run.directory.executor.ask(
+            ReconcileCall(tool=tool, arguments=arguments, context=context), timeout=None
+        )
+        return verdict
+
+    # ---- the outcome
+
+    async def completed(self, value: Any, error: CallboardError | None) -> StepCompleted:
+        run = self.run
+        changed, state = run.state.changed()
+        record = StepCompleted(
+            run_id=run.run_id,
+            ordinal=run.journal.claim_ordinal(),
+            at=time.time(),
+            step=self.step,
+            kind="tool",
+            name=self.name,
+            fit=self.fit,
+            value=value,
+            error=None if error is None else describe(error),
+            tool_call_id=self.tool_call_id,
+            in_transcript=self.scope.is_root and self.tool_call_id is not None,
+            state=state,
+            state_changed=changed,
+            clock=self.scope.clock,
+            duration=time.monotonic() - self.started,
+            running=run.running(),
+            attempt=run.attempt,
+        )
+        await run.complete(record)
+        return record

@@ -1,0 +1,1 @@
+"""What is measured: each module runs inside a fresh child process and returns numbers."""

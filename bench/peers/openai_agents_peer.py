@@ -1,0 +1,63 @@
+"""openai-agents: an ``Agent`` with one ``@function_tool``, run by ``Runner.run`` on a fake ``Model``.
+
+Tracing is off, as its docs advise where nothing is to be exported; no session store is attached.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any, cast
+
+from agents import Agent, Model, ModelResponse, RunConfig, Runner, Usage, function_tool
+from agents.testing import assistant_message, function_call
+
+from bench.workload import (
+    INSTRUCTIONS,
+    TOOL_DESCRIPTION,
+    TOOL_NAME,
+    Answer,
+    RunSession,
+    Script,
+    Setup,
+    user_input,
+)
+
+
+class FakeModel(Model):
+    """Answers from the newest input item, in the SDK's own output types."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._responses = count()
+
+    async def get_response(self, system_instructions: str | None, input: Any, *_: Any, **__: Any) -> ModelResponse:  # noqa: A002
+        newest = input if isinstance(input, str) else cast("dict[str, Any]", input[-1])
+        text = newest if isinstance(newest, str) else newest.get("output") or newest["content"]
+        decision = self._script.decide(text)
+        if isinstance(decision, Answer):
+            item: Any = assistant_message(decision.text)
+        else:
+            item = function_call(TOOL_NAME, decision.arguments, call_id=decision.call_id)
+        return ModelResponse(output=[item], usage=Usage(requests=1), response_id=f"resp_{next(self._responses)}")
+
+    def stream_response(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("the benchmark does not stream")
+
+
+@asynccontextmanager
+async def in_memory(setup: Setup) -> AsyncIterator[RunSession]:
+    """One agent, shared by all sessions."""
+    script = setup.script
+
+    @function_tool(name_override=TOOL_NAME, description_override=TOOL_DESCRIPTION)
+    async def lookup(session: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        return script.lookup(session, round)
+
+    agent = Agent(name="bench", instructions=INSTRUCTIONS, model=FakeModel(script), tools=[lookup])
+    config = RunConfig(tracing_disabled=True)
+
+    async def run_session(session: str) -> str:
+        result = await Runner.run(agent, user_input(session), max_turns=script.work.rounds + 1, run_config=config)
+        return str(result.final_output)
+
+    yield run_session

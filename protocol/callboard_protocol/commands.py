@@ -1,0 +1,418 @@
+"""The typed messages actors exchange.
+
+A `Command` is told; a `Request[Reply]` is asked, and `await ref.ask(request)` has the type `Reply`. Both are frozen
+pydantic models. What is large or live (a history, a model, a tool, deps) travels in a field marked `Live[...]`: by
+reference, unvalidated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, SkipValidation
+
+from callboard_protocol.amounts import Amount
+
+ReplyT = TypeVar("ReplyT")
+LiveT = TypeVar("LiveT")
+
+Live: TypeAlias = Annotated[LiveT, SkipValidation]
+"""A field passed by reference: neither copied nor validated."""
+
+
+class Command(BaseModel):
+    """A message that expects no answer."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+
+class Request(Command, Generic[ReplyT]):
+    """A message whose answer has the type `ReplyT`."""
+
+
+# ---- to the RunSupervisor
+
+
+class SubmitRun(Request[Any]):
+    """Take a run in. Answered once it is on disk (if it is durable) with its `RunTicket`.
+
+    Attributes:
+        request: the `RunRequest`.
+        agent: the `Agent` as it is now; the run keeps it.
+        model: the `Model` it uses, which may stand in for the agent's own.
+        deps: what its tools get, where the caller brings its own; None otherwise.
+        is_new: the run id was generated, so nobody can have submitted it before.
+    """
+
+    request: Live[Any]
+    agent: Live[Any]
+    model: Live[Any] = None
+    deps: Live[Any] = None
+    is_new: bool = False
+
+
+class FindTicket(Request[Any]):
+    """The `RunTicket` of an unfinished run of this process; None if there is none.
+
+    Attributes:
+        run_id: which.
+    """
+
+    run_id: str
+
+
+class RecoverRuns(Request[int]):
+    """Take over every unfinished run of the store; answered with their number once each is queued or parked."""
+
+
+class ResumeRun(Request[Any]):
+    """Start a run again that has ended in a way that can be resumed. The answer is its `RunTicket`.
+
+    Attributes:
+        run_id: which.
+    """
+
+    run_id: str
+
+
+class DecideCall(Request[None]):
+    """Decide a pending call, and let its run go on.
+
+    Attributes:
+        call_id: which call.
+        decision: what was decided.
+        by: who decided.
+        note: why.
+    """
+
+    call_id: str
+    decision: Live[Any]
+    by: str
+    note: str = ""
+
+
+class CancelRun(Request[bool]):
+    """Stop a run. Answered with whether there was one to stop.
+
+    Attributes:
+        run_id: which.
+        reason: why.
+        by: who asked.
+    """
+
+    run_id: str
+    reason: str = ""
+    by: str = ""
+
+
+class AdoptAgent(Command):
+    """An agent is registered: runs parked for want of it can go on.
+
+    Attributes:
+        agent: the `Agent`.
+    """
+
+    agent: Live[Any]
+
+
+class DropAgent(Command):
+    """An agent is no longer registered; runs in flight keep it.
+
+    Attributes:
+        agent_id: which.
+    """
+
+    agent_id: str
+
+
+class OpenRunAccount(Request[None]):
+    """A run's attempt begins: open its account and arm its deadline.
+
+    Attributes:
+        run_id: the run.
+        spent: what earlier attempts spent.
+        running: seconds they spent running.
+    """
+
+    run_id: str
+    spent: Live[Amount]
+    running: float = 0.0
+
+
+class ReserveBudget(Request[Any]):
+    """Take an amount out of a run's budget before it is used. Answered with `Granted` or `Refused`, after waiting for
+    reservations beside it where they are in the way.
+
+    Attributes:
+        run_id: the run.
+        amount: the most the work can cost.
+        can_cap_tokens: whether it may be told to write less.
+        output: what of `amount` is for tokens yet to be written.
+    """
+
+    run_id: str
+    amount: Live[Amount]
+    can_cap_tokens: bool = False
+    output: Live[Amount | None] = None
+
+
+class SettleBudget(Command):
+    """Put what a piece of work cost in the place of what was reserved for it.
+
+    Attributes:
+        run_id: the run.
+        reserved: as granted.
+        true: what it came to.
+    """
+
+    run_id: str
+    reserved: Live[Amount]
+    true: Live[Amount]
+
+
+class LeaveSlot(Command):
+    """The run waits for something and holds no slot meanwhile.
+
+    Attributes:
+        run_id: the run.
+    """
+
+    run_id: str
+
+
+class RegainSlot(Request[None]):
+    """The run goes on; answered once it has a slot.
+
+    Attributes:
+        run_id: the run.
+    """
+
+    run_id: str
+
+
+class CheckpointSession(Request[Any]):
+    """Keep a checkpoint of a session under a name of the caller's own. The answer is the `SessionCheckpoint`.
+
+    Attributes:
+        session_id: which.
+        name: the checkpoint's id.
+    """
+
+    session_id: str
+    name: str
+
+
+class ReleaseSession(Request[bool]):
+    """Park an idle session now. Answered with whether it was idle.
+
+    Attributes:
+        session_id: which.
+    """
+
+    session_id: str
+
+
+class DrainRuns(Request[None]):
+    """Admit nothing more and bring every run to a step boundary; answered once none is left.
+
+    Attributes:
+        within: seconds after which runs are stopped where they are.
+    """
+
+    within: float
+
+
+# ---- to the ToolExecutor
+
+
+class CallTool(Request[Any]):
+    """Make one tool call, under its deadline, with its retries. The answer is a `ToolOutcome`.
+
+    Attributes:
+        tool: the `Tool`.
+        arguments: validated arguments.
+        context: the call's `ToolContext`.
+    """
+
+    tool: Live[Any]
+    arguments: Live[dict[str, Any]]
+    context: Live[Any]
+
+
+class CancelCall(Command):
+    """Stop a tool call if it is in flight.
+
+    Attributes:
+        call_id: which.
+        reason: why.
+    """
+
+    call_id: str
+    reason: str = ""
+
+
+class ReconcileCall(Request[Any]):
+    """Ask a tool what became of a call in doubt, under its deadline.
+
+    The answer is `Happened`, `NotHappened` or `Unknown`; where the asking itself failed, an `Unknown` that says how.
+
+    Attributes:
+        tool: the `Tool`.
+        arguments: validated arguments.
+        context: the call's `ToolContext`.
+    """
+
+    tool: Live[Any]
+    arguments: Live[dict[str, Any]]
+    context: Live[Any]
+
+
+# ---- to the ModelGateway
+
+
+class AskModel(Request[Any]):
+    """Make one model call. The answer is a `ModelReply`.
+
+    Attributes:
+        model: the `Model`.
+        request: the `ModelRequest`, its history by reference.
+        on_delta: called with each piece of text as it arrives; None where nobody watches.
+    """
+
+    model: Live[Any]
+    request: Live[Any]
+    on_delta: Live[Any] = None
+
+
+class AbandonModelCall(Command):
+    """Stop a model call if it is in flight.
+
+    Attributes:
+        call_id: which.
+    """
+
+    call_id: str
+
+
+# ---- to the EventBus
+
+
+class PublishEvents(Command):
+    """Events in the order they happened.
+
+    Attributes:
+        events: raw events, as `callboard_protocol.events` describes them.
+    """
+
+    events: Live[Sequence[Any]]
+
+
+class Subscribe(Request[Any]):
+    """Begin to watch. The answer is a `Subscription`.
+
+    Attributes:
+        run_id: only this run's events; every run's where None.
+        names: only events of these names; all where empty.
+        limit: how many events may wait before the oldest live-only ones are dropped.
+    """
+
+    run_id: str | None = None
+    names: frozenset[str] = frozenset()
+    limit: int = 1000
+
+
+class Unsubscribe(Command):
+    """Stop watching.
+
+    Attributes:
+        subscription: what `Subscribe` answered.
+    """
+
+    subscription: Live[Any]
+
+
+# ---- to a SessionActor
+
+
+class OpenSession(Request[Any]):
+    """Read where the session stands and all that a run needs of its past. The answer is an `OpenedSession`.
+
+    Attributes:
+        run_id: the run that opens it; its own records are read too if it began before.
+    """
+
+    run_id: str
+
+
+class AppendRecords(Request[int]):
+    """Append records to the session's log in one transaction; answered once it is on disk with the first sequence.
+
+    Attributes:
+        records: in order.
+        run: the run's entry, where it changed.
+        memory: entries of the session's memory that changed; a value of None removes the entry.
+        checkpoint: a `SessionCheckpoint` to keep, of which the session fills in where it stands after these records.
+    """
+
+    records: Live[Sequence[Any]]
+    run: Live[Any] = None
+    memory: Live[Sequence[Any]] = ()
+    checkpoint: Live[Any] = None
+
+
+class SettleAppends(Request[None]):
+    """Wait until everything appended so far is on disk or refused."""
+
+
+class SaveCheckpoint(Request[Any]):
+    """Keep a checkpoint under a name of the caller's own. The answer is the `SessionCheckpoint`.
+
+    Attributes:
+        name: its checkpoint id.
+    """
+
+    name: str
+
+
+class CloseRun(Command):
+    """The session's run has ended: what only it needed can go.
+
+    Attributes:
+        run_id: which run.
+    """
+
+    run_id: str
+
+
+# ---- to a MemoryActor
+
+
+class InjectMemory(Request[Any]):
+    """What the memory has to say before a run begins. The answer is a tuple of texts for the system prompt.
+
+    Attributes:
+        message: the run's input message.
+    """
+
+    message: Live[Any]
+
+
+class WriteBackMemory(Request[Any]):
+    """What the memory keeps of a run. The answer is a tuple of `MemoryEntry`, not yet kept.
+
+    Attributes:
+        exchange: the run's input and answer.
+    """
+
+    exchange: Live[Any]
+
+
+class KeepMemory(Command):
+    """These entries are on disk now.
+
+    Attributes:
+        entries: as `WriteBackMemory` answered them.
+    """
+
+    entries: Live[Sequence[Any]]

@@ -1,0 +1,473 @@
+"""The error tree: what was wrong, where, and what to do next.
+
+Every error Callboard raises is a `CallboardError`. Each class carries a stable `code` for programs, a `hint` for
+people, whether trying the same thing again can help (`retryable`), and whose fault it is (`fault`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+Fault = Literal["caller", "agent", "tool", "model", "store", "runtime"]
+"""Who can mend it: the calling code, the agent's pattern, a tool, a model provider, the disk, or Callboard itself."""
+
+
+class CallboardError(Exception):
+    """The root of everything Callboard raises.
+
+    Args:
+        message: what was wrong and where, in one sentence.
+        hint: what to do next; the class's own hint where none is given.
+        context: small, plain values that help a program to react (ids, limits, figures).
+        retryable: overrides the class's answer to "can the same call succeed later?".
+    """
+
+    code: ClassVar[str] = "callboard_error"
+    fault: ClassVar[Fault] = "runtime"
+    default_hint: ClassVar[str] = ""
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        context: dict[str, Any] | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = self.default_hint if hint is None else hint
+        self.context: dict[str, Any] = {} if context is None else context
+        self.retryable = self.default_retryable if retryable is None else retryable
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def fresh(self) -> CallboardError:
+        """An equal error of the same class, for a second receiver: tracebacks must not be shared between tasks."""
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)
+        twin.args = self.args
+        twin.__cause__ = self.__cause__
+        return twin
+
+
+# ---- misuse: raised at the door, before anything happened
+
+
+class UsageError(CallboardError, ValueError):
+    """The call itself is wrong; nothing was done."""
+
+    code = "usage"
+    fault: ClassVar[Fault] = "caller"
+
+
+class InvalidIdentifierError(UsageError):
+    """An id cannot be stored: empty, too long, or not encodable."""
+
+    code = "invalid_identifier"
+    default_hint = "use 1 to 200 bytes of UTF-8 without NUL, control characters or lone surrogates"
+
+
+class UnknownAgentError(UsageError, LookupError):
+    """No agent is registered under that id."""
+
+    code = "unknown_agent"
+    default_hint = "register it: Runtime([agent]) or runtime.agents.register(agent)"
+
+
+class DuplicateAgentError(UsageError):
+    """Two different agents under one id."""
+
+    code = "duplicate_agent"
+    default_hint = "give each agent an id of its own, or unregister the first"
+
+
+class ToolDefinitionError(UsageError):
+    """A tool cannot be offered to a model: its signature or options do not say enough."""
+
+    code = "tool_definition"
+
+
+class AgentDefinitionError(UsageError):
+    """An agent is put together in a way that cannot run."""
+
+    code = "agent_definition"
+
+
+class RunConflictError(UsageError):
+    """A known run id came with a different request."""
+
+    code = "run_conflict"
+    default_hint = "submit the same request to get the same run, or choose a new run id"
+
+
+class UnknownRunError(UsageError, LookupError):
+    """No run under that id."""
+
+    code = "unknown_run"
+
+
+class UnknownSessionError(UsageError, LookupError):
+    """No session under that id."""
+
+    code = "unknown_session"
+
+
+class UnknownCheckpointError(UsageError, LookupError):
+    """No checkpoint under that id."""
+
+    code = "unknown_checkpoint"
+
+
+class SessionHeldByAncestorError(UsageError):
+    """A run asked for a session that one of its ancestors holds: waiting would never end."""
+
+    code = "session_held_by_ancestor"
+    default_hint = "run the child in a session of its own (session='isolated')"
+
+
+class AlreadyDecidedError(UsageError):
+    """A decision was made before, and stands."""
+
+    code = "already_decided"
+
+
+class NotImplementedYetError(UsageError):
+    """A documented name whose work is not part of this release."""
+
+    code = "not_in_this_release"
+
+
+class IllegalTransitionError(UsageError):
+    """The run's state machine has no such move; nothing changed."""
+
+    code = "illegal_transition"
+
+
+class MissingExtraError(UsageError, ImportError):
+    """An optional dependency is not installed."""
+
+    code = "missing_extra"
+
+
+# ---- the actors
+
+
+class ActorError(CallboardError):
+    """Something between actors went wrong."""
+
+    code = "actor"
+
+
+class MailboxFull(ActorError):
+    """The actor has as many messages waiting as it may.
+
+    Attributes:
+        unsent: the message that was not delivered; it was not handled, so sending it again is safe.
+    """
+
+    code = "mailbox_full"
+    default_hint = "the message was not delivered: send it again when the actor has caught up"
+    default_retryable = True
+
+    def __init__(self, message: str, *, unsent: object) -> None:
+        super().__init__(message)
+        self.unsent = unsent
+
+
+class ActorDied(ActorError):
+    """The actor ended before it answered.
+
+    Attributes:
+        handled: ``"no"`` if the message was never begun, ``"maybe"`` if it was in hand when the actor ended.
+    """
+
+    code = "actor_died"
+
+    def __init__(self, message: str, *, handled: Literal["no", "maybe"]) -> None:
+        super().__init__(
+            message,
+            hint="it was never handled: send it to the new actor"
+            if handled == "no"
+            else "it may have taken effect: check before sending it again",
+            retryable=handled == "no",
+        )
+        self.handled: Literal["no", "maybe"] = handled
+
+
+class AskTimeout(ActorError, TimeoutError):
+    """No answer in time. The handler goes on: only the waiting ended."""
+
+    code = "ask_timeout"
+    default_hint = "the handler was not stopped; its effect may still come"
+
+
+class WouldDeadlockError(ActorError):
+    """A blocking call on the very thread that would have to answer it."""
+
+    code = "would_deadlock"
+    fault: ClassVar[Fault] = "caller"
+    default_hint = "await it instead: `await ref.ask(...)`"
+
+
+class WrongLoopError(ActorError):
+    """A Runtime belongs to one process and one event loop."""
+
+    code = "wrong_loop"
+    fault: ClassVar[Fault] = "caller"
+    default_hint = "open one Runtime per process and loop, or use SyncRuntime from other threads"
+
+
+class ForkedError(ActorError):
+    """Used in a child of the process that opened it."""
+
+    code = "forked"
+    fault: ClassVar[Fault] = "caller"
+    default_hint = "spawn worker processes instead of forking, and open a Runtime in each"
+
+
+class RuntimeClosedError(ActorError):
+    """The runtime is not open."""
+
+    code = "runtime_closed"
+    fault: ClassVar[Fault] = "caller"
+    default_hint = "use it inside `async with Runtime(...)`, or between start() and aclose()"
+
+
+class UnhealthyError(ActorError):
+    """An actor failed more often than its restart limit allows."""
+
+    code = "unhealthy"
+    default_hint = "see runtime.health() for which one and why; restart the process once that is mended"
+
+
+class RuntimeBusyError(CallboardError):
+    """A limit of `RuntimeLimits` is reached; nothing was started."""
+
+    code = "runtime_busy"
+    fault: ClassVar[Fault] = "caller"
+    default_hint = "submit again later, or raise the limit named here"
+    default_retryable = True
+
+
+# ---- a run
+
+
+class RunError(CallboardError):
+    """A run did not come to its end."""
+
+    code = "run"
+    fault: ClassVar[Fault] = "agent"
+
+
+class RunFailedError(RunError):
+    """`RunResult.output` was read, but the run did not complete."""
+
+    code = "run_failed"
+    default_hint = "see result.stop_reason and result.error_details"
+
+
+class ConcurrentStepError(RunError):
+    """Two steps in flight in one scope: their order, and so their identity, would depend on timing."""
+
+    code = "concurrent_step"
+    default_hint = "give each its own scope: ctx.branch(name) or ctx.map(fn, {name: item})"
+
+
+class NonDeterministicRunError(RunError):
+    """On replay the pattern asked for something else than what is recorded."""
+
+    code = "non_deterministic_run"
+    default_hint = "guard changed code with `if ctx.patched('name'):`, or start a new run"
+
+
+class BudgetExhaustedError(RunError):
+    """A limit of the run's budget is used up.
+
+    Attributes:
+        limit: the `RunBudget` field that ran out.
+    """
+
+    code = "budget_exhausted"
+    default_hint = "raise that limit in RunBudget, or give the run less to do"
+    limit: str
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        super().__init__(message, context={"limit": limit})
+        self.limit = limit
+
+
+class StepTimeoutError(RunError, TimeoutError):
+    """A step ran past the agent's `step_timeout`."""
+
+    code = "step_timeout"
+
+
+class RunCancelledError(RunError):
+    """The run was cancelled."""
+
+    code = "run_cancelled"
+
+
+class PoisonousRunError(RunError):
+    """The run was in flight at every one of several crashes in a row."""
+
+    code = "poisonous_run"
+    default_hint = "find what in its step ends the process; runtime.resume(run_id) tries once more"
+
+
+class UnpersistableValueError(RunError, TypeError):
+    """A value that must go to disk cannot."""
+
+    code = "unpersistable_value"
+    default_hint = "return plain data: str, numbers, bool, None, bytes, datetime, Decimal, UUID, lists, dicts, models"
+
+
+class OutputValidationError(RunError):
+    """The final output does not fit the agent's `output_type`, after every retry."""
+
+    code = "output_validation"
+
+
+class InterruptedByCrashError(RunError):
+    """The run was in flight when its process ended, and asked not to be carried on (`on_crash="fail"`)."""
+
+    code = "interrupted_by_crash"
+    fault: ClassVar[Fault] = "runtime"
+    default_retryable = True
+
+
+# ---- tools and models
+
+
+class ToolError(CallboardError):
+    """A tool call did not succeed."""
+
+    code = "tool"
+    fault: ClassVar[Fault] = "tool"
+
+
+class ModelRetry(ToolError):
+    """Raised by a tool to send the model its mistake, so that it tries again with better arguments."""
+
+    code = "model_retry"
+    fault: ClassVar[Fault] = "model"
+
+
+class UnknownToolError(ToolError, LookupError):
+    """No such tool on this agent."""
+
+    code = "unknown_tool"
+    fault: ClassVar[Fault] = "model"
+
+
+class InvalidArgumentsError(ModelRetry):
+    """The arguments do not fit the tool's schema."""
+
+    code = "invalid_arguments"
+
+
+class ToolFailedError(ToolError):
+    """The tool raised."""
+
+    code = "tool_failed"
+
+
+class ToolTimeoutError(ToolError, TimeoutError):
+    """The tool ran past its own timeout."""
+
+    code = "tool_timeout"
+
+
+class ToolDeniedError(ToolError):
+    """The call was not approved; it was not made."""
+
+    code = "tool_denied"
+    fault: ClassVar[Fault] = "caller"
+
+
+class CallInDoubtError(ToolError):
+    """A call began and its outcome is unknown."""
+
+    code = "call_in_doubt"
+    default_hint = "give the tool a `reconcile`, or choose on_in_doubt='tell' | 'retry' | 'fail'"
+
+
+class ModelError(CallboardError):
+    """A model call did not succeed."""
+
+    code = "model"
+    fault: ClassVar[Fault] = "model"
+
+
+class ScriptExhaustedError(ModelError):
+    """A `ScriptedModel` was asked for more items than its script holds."""
+
+    code = "script_exhausted"
+    default_hint = "add items to the script, or use a function of the request"
+
+
+# ---- the store
+
+
+class StoreError(CallboardError):
+    """The data directory could not do what was asked."""
+
+    code = "store"
+    fault: ClassVar[Fault] = "store"
+
+
+class StoreOpenError(StoreError):
+    """The data directory cannot be opened."""
+
+    code = "store_open"
+
+
+class StoreVersionError(StoreOpenError):
+    """The directory was written by a newer release, or by another engine."""
+
+    code = "store_version"
+
+
+class StoreInUseError(StoreOpenError):
+    """Another process has the directory."""
+
+    code = "store_in_use"
+    default_retryable = True
+
+
+class StoreClosedError(StoreError):
+    """The store was closed."""
+
+    code = "store_closed"
+
+
+class StoreFullError(StoreError):
+    """The byte quota, the disk or the map is full."""
+
+    code = "store_full"
+    default_hint = "free space (retention, delete sessions) or raise max_bytes"
+    default_retryable = True
+
+
+class FencedError(StoreError):
+    """A write was refused: the session moved on under another owner, or past the sequence the writer followed."""
+
+    code = "fenced"
+    default_hint = "this writer's view is stale: reload the session"
+
+
+class DamagedRecordError(StoreError):
+    """A stored record fails its checksum or does not decode; it is quarantined, the rest goes on."""
+
+    code = "damaged_record"
+    default_hint = "run `callboard store verify`; restore the record from a backup"
+
+
+class UnknownSchemaError(DamagedRecordError):
+    """A record names a schema, or a version of one, that this release does not know."""
+
+    code = "unknown_schema"
+    default_hint = "open the directory with the release that wrote it, or a newer one"

@@ -1,0 +1,105 @@
+"""The events of the runtime itself; most belong to no run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from callboard_protocol.event_base import Event
+from callboard_protocol.runs import ErrorDetails
+
+
+class ConfigReloaded(Event, frozen=True):
+    """A configuration file was read again. Runs in flight keep the agent they began with.
+
+    Attributes:
+        path: the file.
+        added: ids of agents that are new.
+        changed: ids of agents that differ.
+        removed: ids of agents that are gone.
+    """
+
+    name: Literal["config.reloaded"] = "config.reloaded"
+    path: str
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class ActorRestarted(Event, frozen=True):
+    """An actor failed and a new one took its place, its state reloaded from the store.
+
+    Attributes:
+        actor: which one.
+        error: why it failed.
+        restarts: how often it was restarted within the window that bounds restarts.
+    """
+
+    name: Literal["actor.restarted"] = "actor.restarted"
+    actor: str
+    error: ErrorDetails
+    restarts: int = 1
+
+
+class RuntimeLoopBlocked(Event, frozen=True):
+    """Something kept the event loop from turning: every session waited for it.
+
+    Attributes:
+        duration: seconds the loop stood still.
+        stack: where the loop's thread was, the innermost frame last; empty where that is not known.
+    """
+
+    name: Literal["runtime.loop_blocked"] = "runtime.loop_blocked"
+    duration: float
+    stack: str = ""
+
+
+class SubscriberLagged(Event, frozen=True):
+    """A subscriber reads too slowly and lost events; this stands where they would have been.
+
+    Attributes:
+        missed: how many it lost here.
+        subscriber: its name, where it has one.
+    """
+
+    name: Literal["subscriber.lagged"] = "subscriber.lagged"
+    missed: int
+    subscriber: str = ""
+
+
+class RuntimeShutdownRequested(Event, frozen=True):
+    """The runtime is to close: it takes no new runs from here on.
+
+    Attributes:
+        reason: who asked, such as ``aclose`` or the name of a signal.
+        active_runs: runs that are running.
+    """
+
+    name: Literal["runtime.shutdown_requested"] = "runtime.shutdown_requested"
+    reason: str = ""
+    active_runs: int = 0
+
+
+class RuntimeShutdownStarted(Event, frozen=True):
+    """Runs have until the drain timeout to reach the end of their step.
+
+    Attributes:
+        active_runs: runs that are running.
+        drain_timeout: seconds they have; None is as long as they need.
+    """
+
+    name: Literal["runtime.shutdown_started"] = "runtime.shutdown_started"
+    active_runs: int = 0
+    drain_timeout: float | None = None
+
+
+class RuntimeShutdownCompleted(Event, frozen=True):
+    """The runtime is closed.
+
+    Attributes:
+        interrupted_runs: runs that the next start carries on.
+        duration: seconds it took.
+    """
+
+    name: Literal["runtime.shutdown_completed"] = "runtime.shutdown_completed"
+    interrupted_runs: int = 0
+    duration: float = 0.0

@@ -1,0 +1,69 @@
+"""Errors as data and back: what is recorded when something fails, and what a replay raises."""
+
+from __future__ import annotations
+
+from callboard_protocol.errors import CallboardError, RunError
+from callboard_protocol.runs import ErrorDetails
+
+_DEPTH = 3
+
+
+class StepFailedError(RunError):
+    """A function given to `ctx.step` raised. The message and the context name the original exception."""
+
+    code = "step_failed"
+
+
+def describe(error: BaseException, *, depth: int = _DEPTH) -> ErrorDetails:
+    """An exception as data.
+
+    Args:
+        error: any exception.
+        depth: how many causes to keep.
+    """
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    nested = None if cause is None or depth <= 0 else describe(cause, depth=depth - 1)
+    if isinstance(error, CallboardError):
+        return ErrorDetails(
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            retryable=error.retryable,
+            context=error.context,
+            cause=nested,
+        )
+    return ErrorDetails(code=type(error).__name__, message=str(error) or type(error).__name__, cause=nested)
+
+
+def restore(details: ErrorDetails) -> CallboardError:
+    """The error that `describe` saw, as the class its code stands for; a plain `CallboardError` for an unknown code.
+
+    The same data gives the same type and text wherever it is restored, so a pattern that catches it behaves alike
+    live and on replay.
+    """
+    error_class = _classes().get(details.code, CallboardError)
+    error = error_class.__new__(error_class)
+    Exception.__init__(error, details.message)
+    error.message = details.message
+    error.hint = details.hint
+    error.context = dict(details.context)
+    error.retryable = details.retryable
+    for name, value in error.context.items():
+        if name in error_class.__annotations__:
+            setattr(error, name, value)
+    if details.cause is not None:
+        error.__cause__ = restore(details.cause)
+    return error
+
+
+def _classes() -> dict[str, type[CallboardError]]:
+    if not _by_code:
+        waiting: list[type[CallboardError]] = [CallboardError]
+        while waiting:
+            error_class = waiting.pop()
+            _by_code.setdefault(error_class.code, error_class)
+            waiting.extend(error_class.__subclasses__())
+    return _by_code
+
+
+_by_code: dict[str, type[CallboardError]] = {}

@@ -1,0 +1,16 @@
+"""What lasts: the Store protocol, its backends, the record frame."""
+
+from callboard_storage.memory_store import MemoryStore
+from callboard_storage.open_store import open_store
+from callboard_storage.store import Acknowledge, Batch, Fence, Store, StoredRecord, StoreFigures
+
+__all__ = [
+    "open_store",
+    "MemoryStore",
+    "Store",
+    "Batch",
+    "Fence",
+    "Acknowledge",
+    "StoredRecord",
+    "StoreFigures",
+]

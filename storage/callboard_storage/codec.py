@@ -1,0 +1,182 @@
+"""The record frame: what every stored value looks like, and the only file that imports msgpack.
+
+::
+
+    magic 2 | frame version 1 | schema id 2 | schema version 2 | payload length 4 | digest 16 | payload
+
+The digest is blake2b-128 over key, header and payload, so a frame that was damaged, cut short or moved to another key
+is noticed before any of it is decoded. Magic, lengths and digest stay where they are in every frame version. The
+payload is msgpack of plain data: strict types, at most 64 containers deep, extension types for leaves only. Models come
+back through `Schemas` alone: nothing is imported, called or constructed because stored bytes name it.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import msgpack
+from pydantic import ValidationError
+
+from callboard_protocol.base import Frozen
+from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UnpersistableValueError
+from callboard_storage import leaves
+from callboard_storage.plain import Flattener
+from callboard_storage.schemas import PARTS, SCHEMAS, Schemas
+from callboard_storage.unpersistable import Search
+
+ModelT = TypeVar("ModelT")
+
+FRAME_VERSION = 1
+MAX_DEPTH = 64
+
+_MAGIC = b"\xcb\x0a"
+_HEADER = struct.Struct(">2sBHHI")
+_DIGEST_SIZE = 16
+OVERHEAD = _HEADER.size + _DIGEST_SIZE
+"""Bytes a frame has beyond its payload."""
+
+_NOT_CONTAINER = bytes(mark for mark in range(256) if not (0x80 <= mark <= 0x9F or 0xDC <= mark <= 0xDF))
+"""Every byte that never begins a msgpack array or map. A payload with at most `MAX_DEPTH` of the other bytes cannot be
+nested deeper than that; counting them is much quicker than walking it."""
+
+_PACK_ERRORS = (TypeError, ValueError, OverflowError, ArithmeticError, RecursionError)
+_UNPACK_ERRORS = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, msgpack.UnpackException)
+
+
+class Codec:
+    """Encodes and decodes models under a set of schemas.
+
+    Args:
+        schemas: what may be stored.
+        parts: what stored models are made of.
+    """
+
+    __slots__ = ("_flattener", "_schemas", "_search")
+
+    def __init__(self, schemas: Schemas, parts: tuple[type[Any], ...] = ()) -> None:
+        self._schemas = schemas
+        self._flattener = Flattener((*(schema.model for schema in schemas), *parts))
+        self._search = Search(MAX_DEPTH, _packs, self._comes_back, self._stored_form)
+
+    def encode(self, key: bytes, model: Frozen) -> bytes:
+        """The model's frame, bound to the key it will be stored under.
+
+        Raises:
+            UnpersistableValueError: it holds a value that cannot persist; the error names where.
+        """
+        schema = self._schemas.of_model(type(model))
+        if schema is None:
+            raise UnpersistableValueError(f"a {type(model).__qualname__} has no schema, so it cannot be stored")
+        body = self._flattener.flatten(model)
+        try:
+            payload: bytes = msgpack.packb(body, strict_types=True)
+        except _PACK_ERRORS:
+            payload = self._pack_odd(schema.model.__name__, body)
+        if len(payload.translate(None, _NOT_CONTAINER)) > MAX_DEPTH and _depth_of(_unpack(payload)) > MAX_DEPTH:
+            raise self._search.error(schema.model.__name__, body)
+        header = _HEADER.pack(_MAGIC, FRAME_VERSION, schema.id, schema.version, len(payload))
+        digest = blake2b(b"".join((key, header, payload)), digest_size=_DIGEST_SIZE).digest()
+        return b"".join((header, digest, payload))
+
+    def decode(self, key: bytes, frame: bytes, expected: type[ModelT]) -> ModelT:
+        """The model a frame holds.
+
+        Args:
+            key: the key it was found under.
+            frame: the stored bytes.
+            expected: what it must be; for the records of a log, their common base class.
+
+        Raises:
+            UnknownSchemaError: a newer release wrote it.
+            DamagedRecordError: it is not what was written under this key, or does not decode.
+        """
+        payload, number, version = _open_frame(key, frame)
+        schema = self._schemas.of_id(number)
+        try:
+            body = _unpack(payload)
+            deep = len(payload.translate(None, _NOT_CONTAINER)) > MAX_DEPTH and _depth_of(body) > MAX_DEPTH
+            if version != schema.version:
+                body = self._schemas.upcast(schema, version, body)
+            model = schema.model.model_validate(body)
+        except UnknownSchemaError:
+            raise
+        except (ValidationError, *_UNPACK_ERRORS) as error:
+            raise _damaged(key, f"({schema.model.__name__}) does not decode: {error}") from error
+        if deep:
+            raise _damaged(key, f"({schema.model.__name__}) is nested more than {MAX_DEPTH} deep")
+        if not isinstance(model, expected):
+            raise _damaged(key, f"is a {schema.model.__name__}, not a {expected.__name__}")
+        return model
+
+    def _pack_odd(self, record: str, body: dict[str, Any]) -> bytes:
+        """Pack what plain msgpack refused: leaf types, and models, tuples or enums inside `Any`."""
+        try:
+            payload: bytes = msgpack.packb(body, default=self._stored_form, strict_types=True)
+            # Anything stored as a list or map can also be a dict's key; that packs and never comes back.
+            _unpack(payload)
+        except (*_PACK_ERRORS, *_UNPACK_ERRORS) as error:
+            raise self._search.error(record, body) from error
+        return payload
+
+    def _stored_form(self, value: object) -> object:
+        packed = leaves.pack(value)
+        return self._flattener.plain(value) if packed is None else msgpack.ExtType(*packed)
+
+    def _comes_back(self, key: object) -> bool:
+        try:
+            _unpack(msgpack.packb({key: None}, default=self._stored_form, strict_types=True))
+        except (*_PACK_ERRORS, *_UNPACK_ERRORS):
+            return False
+        return True
+
+
+def _packs(value: object) -> bool:
+    try:
+        msgpack.packb(value, strict_types=True)
+    except _PACK_ERRORS:
+        return False
+    return True
+
+
+def _unpack(payload: bytes) -> Any:
+    return msgpack.unpackb(payload, ext_hook=leaves.unpack, strict_map_key=False)
+
+
+def _open_frame(key: bytes, frame: bytes) -> tuple[bytes, int, int]:
+    """Payload, schema id and schema version of a frame whose size and digest hold."""
+    if len(frame) < OVERHEAD:
+        raise _damaged(key, f"is cut short: {len(frame)} bytes")
+    magic, frame_version, number, version, length = _HEADER.unpack_from(frame)
+    if magic != _MAGIC or len(frame) != OVERHEAD + length:
+        raise _damaged(key, f"is not a frame of its stated length: {len(frame)} bytes")
+    payload = frame[OVERHEAD:]
+    digest = blake2b(b"".join((key, frame[: _HEADER.size], payload)), digest_size=_DIGEST_SIZE).digest()
+    if digest != frame[_HEADER.size : OVERHEAD]:
+        raise _damaged(key, "fails its checksum")
+    if frame_version != FRAME_VERSION:
+        raise UnknownSchemaError(f"the record at {key!r} has frame version {frame_version}, this release reads 1")
+    return payload, number, version
+
+
+def _damaged(key: bytes, what: str) -> DamagedRecordError:
+    return DamagedRecordError(f"the record at {key!r} {what}", context={"key": key})
+
+
+def _depth_of(value: object) -> int:
+    """How many containers deep plain data is, level by level; more than `MAX_DEPTH` is not counted out."""
+    depth = 0
+    level: list[Any] = [value]
+    while depth <= MAX_DEPTH:
+        level = [one for one in level if type(one) is dict or type(one) is list]
+        if not level:
+            break
+        depth += 1
+        level = [item for one in level for item in (one.values() if type(one) is dict else one)]
+    return depth
+
+
+CODEC = Codec(SCHEMAS, PARTS)
+encode = CODEC.encode
+decode = CODEC.decode

@@ -1,0 +1,149 @@
+"""An open data directory: environment, writer and reader thread, shared by every store of this process that opened it.
+
+LMDB must not be opened twice in a process (its locks belong to the process, and closing either copy drops them), so a
+directory is opened once per real path and closed with its last user.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from callboard_protocol.errors import StoreOpenError
+from callboard_storage import doors
+from callboard_storage.fencing import Refusals
+from callboard_storage.lmdb_environment import LmdbEnvironment
+from callboard_storage.locks import DirectoryLock
+from callboard_storage.write_queue import WriteQueue
+from callboard_storage.writer import StoreWriter, Wake
+
+_open: dict[Path, DataDirectory] = {}
+_opening = threading.Lock()
+
+
+class DataDirectory:
+    """One directory, open. Get one with `acquire`, give it back with `release`.
+
+    Args:
+        path: its real path.
+        map_size: bytes of address space; None finds out.
+        max_bytes: the quota on live bytes.
+
+    Attributes:
+        environment: the LMDB environment.
+        queue: what waits for the writer.
+        refusals: sessions that were refused and do not know it yet.
+        reader: the one thread for long reads.
+        is_forked: whether this is a forked child's copy, in which nothing may be used.
+    """
+
+    def __init__(self, path: Path, map_size: int | None, max_bytes: int | None) -> None:
+        self.path = path
+        self.options = (map_size, max_bytes)
+        self.users = 0
+        self.is_forked = False
+        self._lock = DirectoryLock(path)
+        self._lock.acquire()
+        try:
+            self.environment = LmdbEnvironment(path, map_size)
+        except BaseException:
+            self._lock.release()
+            raise
+        self.queue = WriteQueue()
+        self.refusals = Refusals()
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="callboard-reader")
+        self._writer = StoreWriter.start(self.environment, self.queue, self.refusals, max_bytes)
+        self.queue.wake = self._wake
+
+    def check_readers(self) -> None:
+        """Have the writer free the reader slots of dead processes."""
+        self._writer.tell(Wake.CHECK_READERS)
+
+    def close(self) -> None:
+        """Write what waits, then close everything."""
+        try:
+            self._writer.stop(block=True)
+        finally:
+            self.reader.shutdown()
+            self.environment.close()
+            self._lock.release()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: use nothing and close nothing but the owner file."""
+        self.is_forked = True
+        self._lock.leave_to_parent()
+
+    def _wake(self) -> None:
+        self._writer.tell(Wake.WRITE)
+
+
+def acquire(
+    path: str | os.PathLike[str],
+    *,
+    map_size: int | None = None,
+    max_bytes: int | None = None,
+    kind_of: Callable[[Path], str | None] | None = None,
+) -> DataDirectory:
+    """Open a data directory, or share it if this process has it open. Blocks; call it on a thread.
+
+    Args:
+        path: where it is, or is to be.
+        map_size: bytes of address space; None finds out.
+        max_bytes: the quota on live bytes; None is none.
+        kind_of: tells a path's file system type; the system's own answer where None.
+
+    Raises:
+        StoreOpenError: it cannot be opened, or is open in this process with other options.
+        StoreInUseError: another process has it open.
+        StoreVersionError: a newer release or another engine wrote it.
+    """
+    doors.check_platform()
+    real = doors.prepare_directory(path)
+    with _opening:
+        directory = _open.get(real)
+        if directory is None:
+            doors.check_file_system(real, kind_of)
+            directory = _open[real] = DataDirectory(real, map_size, max_bytes)
+        elif directory.options != (map_size, max_bytes):
+            raise StoreOpenError(
+                f"{real} is open in this process with other options: map_size={directory.options[0]}, "
+                f"max_bytes={directory.options[1]}",
+                hint="open it everywhere with the same options",
+            )
+        directory.users += 1
+        return directory
+
+
+def release(directory: DataDirectory) -> None:
+    """Give a directory back; the last user closes it. Blocks; call it on a thread."""
+    with _opening:
+        directory.users -= 1
+        if directory.users == 0 and not directory.is_forked:
+            del _open[directory.path]
+            directory.close()
+
+
+def _close_all() -> None:
+    for directory in list(_open.values()):
+        directory.close()
+    _open.clear()
+
+
+def _leave_all_to_parent() -> None:
+    global _opening  # noqa: PLW0603 - another thread of the parent may have held it
+    _opening = threading.Lock()
+    for directory in _open.values():
+        directory.leave_to_parent()
+    _left.extend(_open.values())
+    _open.clear()
+
+
+_left: list[DataDirectory] = []
+"""Directories of the parent, kept so that nothing in them is finalised in the child."""
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_leave_all_to_parent)

@@ -1,0 +1,193 @@
+"""What is checked before a data directory is opened: each refusal says what to do instead.
+
+Nothing here opens LMDB. The checks run in this order, and each assumes that those before it passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from callboard_protocol.errors import StoreOpenError, StoreVersionError
+from callboard_storage.locks import OWNER_FILE
+
+logger = logging.getLogger(__name__)
+
+DATA_FILE = "data.mdb"
+LOCK_FILE = "lock.mdb"
+
+_NETWORK = """
+    9p afpfs afs beegfs ceph cifs coda davfs fuse.ceph fuse.cephfs fuse.davfs2 fuse.gcsfuse
+    fuse.glusterfs fuse.juicefs fuse.rclone fuse.s3fs fuse.sshfs gfs gfs2 glusterfs gpfs lustre ncpfs nfs
+    nfs4 ocfs2 orangefs panfs pvfs2 smb smb2 smb3 smbfs vboxsf virtiofs webdav
+"""
+NETWORK_FILE_SYSTEMS = frozenset(_NETWORK.split())
+"""Where memory maps and file locks are not shared with whoever else has the directory."""
+
+MINIMUM_FREE_BYTES = 64 * 1024 * 1024
+"""What a new directory must have room for; one that exists is opened however full the disk is, so that it can be
+read and thinned out."""
+
+_MOUNTS = Path("/proc/self/mounts")
+_LMDB_MAGIC = 0xBEEFC0DE
+_DATA_FORMATS = {1: "LMDB 0.9", 3: "LMDB 1.0"}
+
+
+def check_platform(platform: str = sys.platform) -> None:
+    """Raise unless the operating system is one whose locks and maps this store relies on.
+
+    Raises:
+        StoreOpenError: it is neither Linux nor macOS.
+    """
+    if platform not in {"linux", "darwin"}:
+        raise StoreOpenError(
+            f"a store on disk needs Linux or macOS, this is {platform}",
+            hint="use store=None: it keeps all in memory",
+        )
+
+
+def prepare_directory(path: str | os.PathLike[str]) -> Path:
+    """The real path of a data directory that exists, is writable, and is empty or ours.
+
+    Raises:
+        StoreOpenError: it is a file, cannot be made or written, or holds something else.
+    """
+    directory = Path(path).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory = directory.resolve(strict=True)
+        entries = sorted(entry.name for entry in directory.iterdir())
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreOpenError(f"{path} is a file", hint="give a directory of its own") from error
+    except OSError as error:
+        raise StoreOpenError(f"{path} cannot be used as a data directory: {error.strerror}") from error
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreOpenError(f"{directory} is not writable", hint="give a directory this process may write to")
+    if DATA_FILE not in entries:
+        foreign = [name for name in entries if name not in {OWNER_FILE, LOCK_FILE, "lost+found"} and name[0] != "."]
+        if foreign:
+            raise StoreOpenError(
+                f"{directory} holds something else: {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}",
+                hint="give an empty directory, or one that does not exist yet",
+            )
+    return directory
+
+
+def check_file_system(directory: Path, kind_of: Callable[[Path], str | None] | None = None) -> None:
+    """Raise if the directory is on a network file system.
+
+    Args:
+        directory: the real path of the data directory.
+        kind_of: tells a path's file system type; the system's own answer where None.
+
+    Raises:
+        StoreOpenError: it is on one.
+    """
+    kind = (kind_of or file_system_of)(directory)
+    if kind is not None and kind.lower() in NETWORK_FILE_SYSTEMS:
+        raise StoreOpenError(
+            f"{directory} is on a {kind} file system, where neither locks nor memory maps can be relied on",
+            hint="give a directory on a local disk",
+        )
+
+
+def file_system_of(directory: Path) -> str | None:
+    """The type of the file system a path is on; None where the system does not say."""
+    try:
+        if _MOUNTS.exists():
+            return kind_in_mounts(_MOUNTS.read_text(encoding="utf-8", errors="replace"), directory)
+        listed = subprocess.run(["/sbin/mount"], capture_output=True, text=True, check=True, timeout=10)
+        return kind_in_mount_output(listed.stdout, directory)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("the file system of %s is unknown: %s", directory, error)
+        return None
+
+
+def kind_in_mounts(text: str, directory: Path) -> str | None:
+    """The type of the mount a path is on, from Linux's table; the last mount on a point hides the earlier."""
+    mounts = [line.split(" ") for line in text.splitlines()]
+    points = [(_unescaped(fields[1]), fields[2]) for fields in mounts if len(fields) >= 3]
+    return _kind_of_longest(points, directory)
+
+
+def kind_in_mount_output(text: str, directory: Path) -> str | None:
+    """The type of the mount a path is on, from what `mount` prints on macOS: ``source on point (type, options)``."""
+    points = []
+    for line in text.splitlines():
+        place, found, kind = line.rpartition(" (")
+        if found:
+            points.append((place.partition(" on ")[2], kind.rstrip(")").split(",")[0].strip()))
+    return _kind_of_longest(points, directory)
+
+
+def check_free_space(directory: Path, is_new: bool) -> None:
+    """Raise if a new directory's disk is all but full; warn if that of an existing one is.
+
+    Raises:
+        StoreOpenError: less than `MINIMUM_FREE_BYTES` are free for a new directory.
+    """
+    free = shutil.disk_usage(directory).free
+    if free >= MINIMUM_FREE_BYTES:
+        return
+    if is_new:
+        raise StoreOpenError(
+            f"the disk of {directory} has {free} bytes free, a new data directory needs {MINIMUM_FREE_BYTES}"
+        )
+    logger.warning("the disk of %s has only %d bytes free", directory, free)
+
+
+def check_data_format(directory: Path, readable: int) -> bool:
+    """Whether the directory is new, once it is clear that the engine can read it if it is not.
+
+    Args:
+        directory: the data directory.
+        readable: the data format this release's engine reads and writes.
+
+    Raises:
+        StoreVersionError: another engine wrote it.
+        StoreOpenError: the data file is not LMDB's.
+    """
+    try:
+        with (directory / DATA_FILE).open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise StoreOpenError(f"{directory / DATA_FILE} cannot be read: {error.strerror}") from error
+    if not head:
+        return True
+    words = [int.from_bytes(head[at : at + 4], sys.byteorder) for at in range(0, len(head) - 3, 4)]
+    if _LMDB_MAGIC not in words[:-1]:
+        raise StoreOpenError(f"{directory / DATA_FILE} is not a store's file", hint="give an empty directory")
+    found = words[words.index(_LMDB_MAGIC) + 1]
+    if found != readable:
+        raise engine_mismatch(directory, _DATA_FORMATS.get(found, f"an engine of data format {found}"))
+    return False
+
+
+def engine_mismatch(directory: Path, found: str) -> StoreVersionError:
+    """The error for a directory of another engine."""
+    return StoreVersionError(
+        f"{directory} was written by {found}, this release uses LMDB 0.9",
+        hint="run `callboard store migrate`, or open it with the release that wrote it",
+    )
+
+
+def _kind_of_longest(points: list[tuple[str, str]], directory: Path) -> str | None:
+    best: tuple[int, str] | None = None
+    for point, kind in points:
+        depth = len(Path(point).parts)
+        if directory.is_relative_to(point) and (best is None or depth >= best[0]):
+            best = depth, kind
+    return None if best is None else best[1]
+
+
+def _unescaped(point: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        point = point.replace(code, character)
+    return point

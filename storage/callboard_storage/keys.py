@@ -1,0 +1,72 @@
+r"""Ordered byte keys, all under LMDB's 511 bytes.
+
+An id holds no NUL (it was checked at the door), so NUL ends it: ``a`` sorts before ``a\0...`` sorts before ``ab``, and
+everything of one session lies together. Numbers are big-endian, so bytes sort as numbers do.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+from callboard_protocol.base import check_identifier
+from callboard_protocol.errors import InvalidIdentifierError
+
+MAX_KEY_BYTES = 511
+"""LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
+
+_SEQUENCE = struct.Struct(">Q")
+pack_sequence = _SEQUENCE.pack
+"""A number as eight ordered bytes."""
+
+
+@lru_cache(maxsize=4096)
+def session_prefix(session_id: str) -> bytes:
+    """What every key of a session's log, checkpoints, memory and run index begins with."""
+    return check_identifier(session_id, "session id").encode() + b"\0"
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The first key behind all that begin with a `session_prefix`."""
+    return prefix[:-1] + b"\1"
+
+
+def sequence_of(key: bytes) -> int:
+    """The sequence at the end of a log key."""
+    sequence: int = _SEQUENCE.unpack_from(key, len(key) - 8)[0]
+    return sequence
+
+
+def name_key(prefix: bytes, name: str, what: str) -> bytes:
+    """A key of something that has a name within its session.
+
+    Args:
+        prefix: the session's prefix.
+        name: a checkpoint's id, the name of a memory entry, a run's id.
+        what: how to call it in the error.
+
+    Raises:
+        InvalidIdentifierError: the name is empty, not encodable, holds NUL, or is too long for a key.
+    """
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidIdentifierError(f"the {what} {name!r} holds a lone surrogate, which UTF-8 cannot carry") from None
+    if not encoded or b"\0" in encoded:
+        raise InvalidIdentifierError(f"the {what} {name!r} is empty or holds NUL")
+    if len(prefix) + len(encoded) > MAX_KEY_BYTES:
+        raise InvalidIdentifierError(
+            f"the {what} {name[:40]!r}... is {len(encoded)} bytes long",
+            hint=f"{MAX_KEY_BYTES - len(prefix)} bytes are left for it beside the session id",
+        )
+    return prefix + encoded
+
+
+def name_of(key: bytes) -> str:
+    """The name at the end of a `name_key`."""
+    return key[key.index(b"\0") + 1 :].decode()
+
+
+def run_key(run_id: str) -> bytes:
+    """A run's key in the table of runs."""
+    return check_identifier(run_id, "run id").encode()

@@ -1,0 +1,371 @@
+"""The LMDB environment, and the only file that imports lmdb.
+
+The settings that keep an acknowledged commit are not parameters: `sync` and `metasync` stay on, `writemap` and
+`map_async` off, `lock` on. lock.mdb is made at its full size before LMDB opens it, because LMDB maps it sparse and a
+full disk would then end the process with SIGBUS; afterwards nothing of ours ever opens it, because closing any
+descriptor of it drops every lock the process holds on it (fcntl(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import lmdb
+
+from callboard_protocol.errors import (
+    StoreClosedError,
+    StoreError,
+    StoreFullError,
+    StoreOpenError,
+    StoreVersionError,
+)
+from callboard_storage import doors, keys
+from callboard_storage.batch import TABLES, Table
+from callboard_storage.reading import Rows, Snapshot
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+FORMAT_VERSION: Final = 1
+"""What the tables mean. A newer one is refused; an older one is opened and brought up to date."""
+
+ENGINE: Final = 0
+"""LMDB's major version: 0.9. The data formats of 0.9 and 1.0 cannot read each other."""
+
+DATA_FORMAT: Final = 1
+LARGEST_MAP: Final = 1 << 40
+SMALLEST_MAP: Final = 1 << 36
+MAX_READERS: Final = 2048
+
+_READER_SLOT = 64
+_LOCK_HEADER = 4096
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def translated(error: lmdb.Error, doing: str) -> StoreError:
+    """An error of the engine as one of ours."""
+    if isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or error.code in _FULL:
+        return StoreFullError(f"{doing} failed, there is no room: {error}")
+    return StoreError(f"{doing} failed: {error}", hint="see runtime.health(); check the disk")
+
+
+class ReadTransaction:
+    """A `Snapshot` over one read transaction. Values are copied out, so none outlives it."""
+
+    __slots__ = ("_databases", "_transaction")
+
+    def __init__(self, transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> None:
+        self._transaction = transaction
+        self._databases = databases
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value under a key."""
+        return self._transaction.get(key, db=self._databases[table])
+
+    def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
+        """Rows of a table whose keys follow `after`."""
+        return self._range(table, b"" if after is None else after + b"\0", None, limit)
+
+    def session_rows(self, table: Table, prefix: bytes) -> Rows:
+        """Rows of a table that belong to one session."""
+        return self._range(table, prefix, keys.after_prefix(prefix), None)
+
+    def last_sequence(self, prefix: bytes) -> int:
+        """The sequence a session's log ends at; -1 where it is empty."""
+        return _last_sequence(self._transaction, self._databases["log"], prefix)
+
+    def log_rows(self, prefix: bytes, start: int, stop: int) -> Rows:
+        """A session's log records with `start` <= sequence < `stop`."""
+        if stop <= start:
+            return []
+        return self._range("log", prefix + keys.pack_sequence(start), prefix + keys.pack_sequence(stop), None)
+
+    def entries(self, table: str) -> int:
+        """Rows of a table."""
+        return self._transaction.stat(self._databases[table])["entries"]
+
+    def count_sessions(self) -> int:
+        """Sessions whose log holds anything: one jump per session."""
+        count = 0
+        with self._transaction.cursor(self._databases["log"]) as cursor:
+            found = cursor.first()
+            while found:
+                count += 1
+                key = cursor.key()
+                found = cursor.set_range(keys.after_prefix(key[: key.index(b"\0") + 1]))
+        return count
+
+    def bytes_used(self) -> int:
+        """Bytes of the pages that hold live rows."""
+        return _bytes_used(self._transaction, self._databases)
+
+    def _range(self, table: str, first: bytes, behind: bytes | None, limit: int | None) -> Rows:
+        found: list[tuple[bytes, bytes]] = []
+        if limit is not None and limit <= 0:
+            return found
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            if not (cursor.set_range(first) if first else cursor.first()):
+                return found
+            for row in cursor.iternext():
+                if behind is not None and row[0] >= behind:
+                    break
+                found.append(row)
+                if limit is not None and len(found) >= limit:
+                    break
+        return found
+
+
+class WriteTransaction:
+    """The one write transaction. It belongs to the thread that began it."""
+
+    __slots__ = ("_databases", "_transaction", "id")
+
+    def __init__(self, transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> None:
+        self._transaction = transaction
+        self._databases = databases
+        self.id: int = transaction.id()
+
+    def last_sequence(self, prefix: bytes) -> int:
+        """The sequence a session's log ends at; -1 where it is empty."""
+        return _last_sequence(self._transaction, self._databases["log"], prefix)
+
+    def frame_at(self, key: bytes) -> bytes | None:
+        """The frame under a log key."""
+        return self._transaction.get(key, db=self._databases["log"])
+
+    def write(self, table: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Put rows, replacing what their keys held."""
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            cursor.putmulti(rows)
+
+    def delete(self, table: str, key: bytes) -> bool:
+        """Remove a row; whether there was one."""
+        return self._transaction.delete(key, db=self._databases[table])
+
+    def delete_prefix(self, table: str, prefix: bytes) -> int:
+        """Remove every row whose key begins with a session's prefix; returns how many."""
+        count = 0
+        behind = keys.after_prefix(prefix)
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key() < behind:
+                cursor.delete()
+                count += 1
+                found = bool(cursor.key())
+        return count
+
+    def snapshot(self) -> ReadTransaction:
+        """Reads that see what this transaction has written so far."""
+        return ReadTransaction(self._transaction, self._databases)
+
+    def bytes_used(self) -> int:
+        """Bytes of the pages that hold live rows."""
+        return _bytes_used(self._transaction, self._databases)
+
+    def commit(self) -> None:
+        """Make it durable.
+
+        Raises:
+            lmdb.Error: it could not be; whether any of it is on disk is known after `LmdbEnvironment.settle`.
+        """
+        self._transaction.commit()
+
+    def abort(self) -> None:
+        """Undo it. Harmless after a commit, failed or not."""
+        with suppress(lmdb.Error):
+            self._transaction.abort()
+
+
+class LmdbEnvironment:
+    """An open environment.
+
+    Args:
+        directory: the real path of a directory that is ours alone; see `doors` and `locks`.
+        map_size: bytes of address space; None tries 1 TiB and halves it down to 64 GiB.
+    """
+
+    Error = lmdb.Error
+
+    def __init__(self, directory: Path, map_size: int | None = None) -> None:
+        self.directory = directory
+        self._map_size = map_size
+        self._swap = threading.Lock()
+        self._is_closed = False
+        self._environment, self._databases = self._open()
+
+    def read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        """Run `work` over one snapshot, which ends with it.
+
+        Raises:
+            StoreClosedError: it was closed.
+            StoreError: the engine could not read.
+        """
+        while True:
+            environment = self._environment
+            try:
+                with environment.begin() as transaction:
+                    return work(ReadTransaction(transaction, self._databases))
+            except lmdb.Error as error:
+                with self._swap:  # a reopening in progress ends first
+                    if self._is_closed:
+                        raise StoreClosedError("the store was closed") from error
+                    if self._environment is environment:
+                        raise translated(error, "reading") from error
+
+    def begin_write(self) -> WriteTransaction:
+        """Begin the write transaction, on the thread that will end it."""
+        return WriteTransaction(self._environment.begin(write=True), self._databases)
+
+    def settle(self, transaction_id: int) -> bool:
+        """After a commit that failed: open the environment anew and see whether the transaction is on disk after all.
+
+        Raises:
+            StoreError: it cannot be opened any more.
+        """
+        with self._swap:
+            self._environment.close()
+            self._environment, self._databases = self._open()
+            is_there = self._environment.info()["last_txnid"] >= transaction_id
+            if is_there:
+                self._environment.sync(True)
+            return is_there
+
+    def check_readers(self) -> int:
+        """Free the reader slots of dead processes; returns how many there were."""
+        return self._environment.reader_check()
+
+    def bytes_on_disk(self) -> int:
+        """The data file's size."""
+        return (self.directory / doors.DATA_FILE).stat().st_size
+
+    def close(self) -> None:
+        """Close it. Closing twice is harmless."""
+        with self._swap:
+            self._is_closed = True
+            self._environment.close()
+
+    def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
+        is_new = doors.check_data_format(self.directory, DATA_FORMAT)
+        doors.check_free_space(self.directory, is_new)
+        _allocate_lock_file(self.directory / doors.LOCK_FILE)
+        environment = self._map()
+        try:
+            databases = _open_tables(environment, self.directory)
+            environment.reader_check()
+        except lmdb.Error as error:
+            environment.close()
+            raise StoreOpenError(f"{self.directory} cannot be opened: {error}") from error
+        except BaseException:
+            environment.close()
+            raise
+        return environment, databases
+
+    def _map(self) -> lmdb.Environment:
+        size = self._map_size or LARGEST_MAP
+        while True:
+            try:
+                return lmdb.Environment(
+                    os.fspath(self.directory),
+                    map_size=size,
+                    max_dbs=16,
+                    max_readers=MAX_READERS,
+                    max_spare_txns=1,
+                    lib_version=ENGINE,
+                )
+            except lmdb.Error as error:
+                if error.code != errno.ENOMEM:
+                    raise StoreOpenError(f"{self.directory} cannot be opened: {error}") from error
+                if self._map_size is not None or size <= SMALLEST_MAP:
+                    raise StoreOpenError(
+                        f"{self.directory} cannot be mapped: {size >> 30} GiB of address space are not to be had",
+                        hint="raise RLIMIT_AS (ulimit -v), or pass a smaller map_size",
+                    ) from error
+                size //= 2
+
+
+def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, Any]:
+    """The tables, made if the environment is new.
+
+    Raises:
+        StoreVersionError: a newer release or another engine wrote it.
+        StoreOpenError: it is an LMDB environment of something else.
+    """
+    version = ".".join(str(part) for part in lmdb.version(lib_version=ENGINE))
+    with environment.begin(write=True) as transaction:
+        is_new = transaction.stat()["entries"] == 0
+        if not is_new and transaction.get(b"meta") is None:
+            raise StoreOpenError(
+                f"{directory} is an LMDB environment of another program", hint="give an empty directory"
+            )
+        meta = environment.open_db(b"meta", txn=transaction)
+        if is_new:
+            transaction.put(b"format", str(FORMAT_VERSION).encode(), db=meta)
+            transaction.put(b"engine", version.encode(), db=meta)
+        written = transaction.get(b"format", b"", db=meta).decode("ascii", "replace")
+        if not written.isdecimal():
+            raise StoreOpenError(
+                f"{directory} is an LMDB environment of another program", hint="give an empty directory"
+            )
+        if int(written) > FORMAT_VERSION:
+            raise StoreVersionError(
+                f"{directory} has store format {written}, this release reads up to {FORMAT_VERSION}",
+                hint="open it with the release that wrote it, or a newer one",
+            )
+        engine = transaction.get(b"engine", b"", db=meta).decode("ascii", "replace")
+        if engine.split(".")[:2] != version.split(".")[:2]:
+            raise doors.engine_mismatch(directory, f"LMDB {engine}")
+        databases = {"meta": meta, "log": environment.open_db(b"log", txn=transaction)}
+        for table in TABLES:
+            databases[table] = environment.open_db(table.encode(), txn=transaction)
+    return databases
+
+
+def _allocate_lock_file(path: Path) -> None:
+    """Make lock.mdb at its full size if it is not there; LMDB takes the number of reader slots from that size."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StoreOpenError(f"{path} cannot be made: {error.strerror}") from error
+    size = _LOCK_HEADER + MAX_READERS * _READER_SLOT
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.pwrite(descriptor, b"\0" * size, 0)
+            os.fsync(descriptor)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise StoreOpenError(f"{path} cannot be allocated: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:
+    with transaction.cursor(database) as cursor:
+        found = cursor.prev() if cursor.set_range(keys.after_prefix(prefix)) else cursor.last()
+        if found and cursor.key().startswith(prefix):
+            return keys.sequence_of(cursor.key())
+    return -1
+
+
+def _bytes_used(transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> int:
+    pages = 0
+    size = 0
+    for database in databases.values():
+        figures = transaction.stat(database)
+        size = figures["psize"]
+        pages += figures["branch_pages"] + figures["leaf_pages"] + figures["overflow_pages"]
+    return pages * size
+
+
+_: type[Snapshot] = ReadTransaction

@@ -1,0 +1,229 @@
+"""The store on disk: LMDB, one writer thread, one thread for long reads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from callboard_protocol.errors import CallboardError, ForkedError, StoreClosedError
+from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
+from callboard_storage import data_directory, keys, reading
+from callboard_storage.batch import FrameBatch
+from callboard_storage.data_directory import DataDirectory
+from callboard_storage.fencing import check_shape
+from callboard_storage.lmdb_environment import ReadTransaction, WriteTransaction
+from callboard_storage.store import (
+    RECORDS_READ_ON_LOOP,
+    Acknowledge,
+    Batch,
+    Fence,
+    StoredRecord,
+    StoreFigures,
+)
+from callboard_storage.write_queue import Commit, Operation
+from callboard_storage.writer import SECONDS_BETWEEN_READER_CHECKS
+
+ResultT = TypeVar("ResultT")
+
+
+class LmdbStore:
+    """A `Store` in a data directory.
+
+    Args:
+        path: the directory; made if it is not there. Every store of a process on one directory shares it.
+        map_size: bytes of address space to map; None tries 1 TiB and halves that down to 64 GiB.
+        max_bytes: how many bytes of live data it may hold; past that, commits that start or continue a run's work are
+            refused with `StoreFullError`, and those that end it are not. None is no limit.
+        kind_of_file_system: tells a path's file system type; the system's own answer where None.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        map_size: int | None = None,
+        max_bytes: int | None = None,
+        kind_of_file_system: Callable[[Path], str | None] | None = None,
+    ) -> None:
+        self._path = path
+        self._map_size = map_size
+        self._max_bytes = max_bytes
+        self._kind_of_file_system = kind_of_file_system
+        self._directory: DataDirectory | None = None
+        self._reader_check: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Open the directory. Opening twice is harmless.
+
+        Raises:
+            StoreOpenError: it cannot be opened; the error says what to do.
+            StoreInUseError: another process has it open; the error names its pid.
+            StoreVersionError: a newer release or another engine wrote it.
+        """
+        if self._directory is not None:
+            return
+        self._directory = await asyncio.to_thread(
+            data_directory.acquire,
+            self._path,
+            map_size=self._map_size,
+            max_bytes=self._max_bytes,
+            kind_of=self._kind_of_file_system,
+        )
+        self._check_readers_later()
+
+    async def close(self) -> None:
+        """Commit what waits, then close. Closing twice is harmless."""
+        directory, self._directory = self._directory, None
+        if self._reader_check is not None:
+            self._reader_check.cancel()
+        if directory is not None:
+            await asyncio.to_thread(data_directory.release, directory)
+
+    def batch(self, session_id: str) -> FrameBatch:
+        """An empty batch for one session."""
+        return FrameBatch(session_id)
+
+    def commit(
+        self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
+    ) -> None:
+        """Put the batch in line for the next transaction."""
+        directory = self._opened()
+        frames = check_shape(batch, fence)
+        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp))
+
+    async def read_head(self, session_id: str) -> SessionHead | None:
+        """Where a session stands."""
+
+        def head_or_lag(snapshot: ReadTransaction) -> SessionHead | int | None:
+            stored, lag = reading.stored_head(snapshot, session_id)
+            if stored is None:
+                return None
+            return lag if lag > RECORDS_READ_ON_LOOP else reading.catch_up(snapshot, stored, lag)
+
+        found = self._read(head_or_lag)
+        if isinstance(found, int):
+            return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id))
+        return found
+
+    async def read_log(
+        self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
+    ) -> Sequence[StoredRecord]:
+        """Records of a session's log."""
+        prefix = keys.session_prefix(session_id)
+
+        def records_or_range(snapshot: ReadTransaction) -> list[StoredRecord] | tuple[int, int]:
+            first, behind = reading.log_range(snapshot.last_sequence(prefix), start, stop, limit)
+            if behind - first > RECORDS_READ_ON_LOOP:
+                return first, behind
+            return reading.log(snapshot, session_id, first, behind)
+
+        found = self._read(records_or_range)
+        if isinstance(found, list):
+            return found
+        first, behind = found
+        return await self._read_on_thread(lambda snapshot: reading.log(snapshot, session_id, first, behind))
+
+    async def read_run(self, run_id: str) -> RunEntry | None:
+        """A run's entry."""
+        return self._read(lambda snapshot: reading.run(snapshot, run_id))
+
+    async def read_unfinished(self) -> Sequence[RunEntry]:
+        """The entries of all runs that have not ended."""
+        return await self._read_on_thread(reading.unfinished)
+
+    async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
+        """Runs in the order of their ids."""
+        return await self._read_anywhere(limit, lambda snapshot: reading.runs(snapshot, after, limit))
+
+    async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
+        """Ids of sessions with a head."""
+        return await self._read_anywhere(limit, lambda snapshot: reading.session_ids(snapshot, after, limit))
+
+    async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
+        """The session's stored checkpoints."""
+        return await self._read_on_thread(lambda snapshot: reading.checkpoints(snapshot, session_id))
+
+    async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
+        """All entries of a session's memory."""
+        return self._read(lambda snapshot: reading.memory(snapshot, session_id))
+
+    async def delete_session(self, session_id: str) -> int:
+        """Remove a session."""
+        directory = self._opened()
+        prefix = keys.session_prefix(session_id)
+        loop = asyncio.get_running_loop()
+        deleted: asyncio.Future[int] = loop.create_future()
+
+        def done(count: int, error: CallboardError | None) -> None:
+            if deleted.done():
+                return
+            if error is not None:
+                deleted.set_exception(error)
+            else:
+                deleted.set_result(count)
+
+        directory.queue.put(Operation(lambda transaction: _delete(transaction, prefix), loop, done))
+        return await deleted
+
+    async def figures(self) -> StoreFigures:
+        """What it holds."""
+        directory = self._opened()
+        on_disk = directory.environment.bytes_on_disk()
+        commits, batches = directory.queue.commits, directory.queue.batches
+
+        def count(snapshot: ReadTransaction) -> StoreFigures:
+            return StoreFigures(
+                sessions=snapshot.count_sessions(),
+                runs=snapshot.entries("runs"),
+                unfinished=snapshot.entries("unfinished"),
+                records=snapshot.entries("log"),
+                bytes_used=snapshot.bytes_used(),
+                bytes_on_disk=on_disk,
+                commits=commits,
+                batches=batches,
+            )
+
+        return await self._read_on_thread(count)
+
+    def _opened(self) -> DataDirectory:
+        directory = self._directory
+        if directory is None:
+            raise StoreClosedError(f"the store at {os.fspath(self._path)} is not open")
+        if directory.is_forked:
+            raise ForkedError(f"the store at {directory.path} was opened by the parent of this process")
+        return directory
+
+    def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        return self._opened().environment.read(work)
+
+    async def _read_on_thread(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        directory = self._opened()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(directory.reader, directory.environment.read, work)
+
+    async def _read_anywhere(self, limit: int, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        return self._read(work) if limit <= RECORDS_READ_ON_LOOP else await self._read_on_thread(work)
+
+    def _check_readers_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._reader_check = loop.call_later(SECONDS_BETWEEN_READER_CHECKS, self._check_readers)
+
+    def _check_readers(self) -> None:
+        if self._directory is not None and not self._directory.is_forked:
+            self._directory.check_readers()
+            self._check_readers_later()
+
+
+def _delete(transaction: WriteTransaction, prefix: bytes) -> int:
+    count = int(transaction.delete("heads", prefix[:-1]))
+    for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
+        run = key[len(prefix) :]
+        if transaction.snapshot().get("unfinished", run) is None:
+            transaction.delete("session_runs", key)
+            count += int(transaction.delete("runs", run))
+    for table in ("log", "checkpoints", "memory"):
+        count += transaction.delete_prefix(table, prefix)
+    return count

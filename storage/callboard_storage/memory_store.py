@@ -1,0 +1,241 @@
+"""The store in memory: the same promises over the same frames, bar the disk.
+
+What cannot persist fails here as it would on disk, because everything is encoded and decoded by the same codec. An
+acknowledgement comes in a later turn of the loop, never inside `commit`, so code that works here does not learn to
+rely on an answer that a disk cannot give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from callboard_protocol.errors import CallboardError, StoreClosedError
+from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
+from callboard_storage import keys, reading
+from callboard_storage.acknowledgements import Answer, deliver
+from callboard_storage.batch import FrameBatch, Table
+from callboard_storage.fencing import Refusals, Verdict, check_shape, judge
+from callboard_storage.reading import Rows
+from callboard_storage.store import Acknowledge, Batch, Fence, StoredRecord, StoreFigures
+
+
+class _Session:
+    """What is kept of one session; a record's sequence is its place in the list."""
+
+    __slots__ = ("log", "tables")
+
+    def __init__(self) -> None:
+        self.log: list[tuple[bytes, bytes]] = []
+        self.tables: dict[Table, dict[bytes, bytes]] = {}
+
+
+class _Tables:
+    """Everything a memory store holds; a `Snapshot` of itself."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[bytes, _Session] = {}
+        self.shared: dict[Table, dict[bytes, bytes]] = {"heads": {}, "runs": {}, "unfinished": {}}
+        self.bytes_used = 0
+        self._sorted: dict[Table, list[bytes]] = {}
+
+    def session(self, prefix: bytes) -> _Session:
+        found = self.sessions.get(prefix)
+        if found is None:
+            found = self.sessions[prefix] = _Session()
+        return found
+
+    def change(self, session: _Session, table: Table, key: bytes, value: bytes | None) -> None:
+        rows = self.shared.get(table)
+        if rows is None:
+            rows = session.tables.setdefault(table, {})
+        elif (key in rows) == (value is None):
+            self._sorted.pop(table, None)
+        before = rows.pop(key, b"")
+        self.bytes_used -= len(before)
+        if value is not None:
+            rows[key] = value
+            self.bytes_used += len(value)
+
+    def delete_session(self, prefix: bytes) -> int:
+        session = self.sessions.pop(prefix, None)
+        if session is None:
+            return 0
+        runs = session.tables.pop("session_runs", {})
+        count = len(session.log) + sum(len(rows) for rows in session.tables.values())
+        self.bytes_used -= sum(len(frame) for _, frame in session.log)
+        self.bytes_used -= sum(len(frame) for rows in session.tables.values() for frame in rows.values())
+        if prefix[:-1] in self.shared["heads"]:
+            self.change(session, "heads", prefix[:-1], None)
+            count += 1
+        for key in runs:
+            run = key[len(prefix) :]
+            if run in self.shared["unfinished"]:
+                self.session(prefix).tables.setdefault("session_runs", {})[key] = b""
+            else:
+                self.change(session, "runs", run, None)
+                count += 1
+        return count
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return self.shared[table].get(key)
+
+    def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
+        rows = self.shared[table]
+        ordered = self._sorted.get(table)
+        if ordered is None:
+            ordered = self._sorted[table] = sorted(rows)
+        start = 0 if after is None else bisect_right(ordered, after)
+        return [(key, rows[key]) for key in ordered[start : None if limit is None else start + max(limit, 0)]]
+
+    def session_rows(self, table: Table, prefix: bytes) -> Rows:
+        session = self.sessions.get(prefix)
+        return [] if session is None else sorted(session.tables.get(table, {}).items())
+
+    def last_sequence(self, prefix: bytes) -> int:
+        session = self.sessions.get(prefix)
+        return -1 if session is None else len(session.log) - 1
+
+    def log_rows(self, prefix: bytes, start: int, stop: int) -> Rows:
+        session = self.sessions.get(prefix)
+        return [] if session is None else session.log[start:stop]
+
+
+class MemoryStore:
+    """A `Store` whose contents last as long as the object. It may be closed and opened again, and shared by loops."""
+
+    def __init__(self) -> None:
+        self._tables = _Tables()
+        self._refusals = Refusals()
+        self._answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._commits = 0
+        self._batches = 0
+
+    async def open(self) -> None:
+        """Open it; nothing can fail."""
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Close it; what it holds stays."""
+        self._is_open = False
+
+    def batch(self, session_id: str) -> FrameBatch:
+        """An empty batch for one session."""
+        return FrameBatch(session_id)
+
+    def commit(
+        self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
+    ) -> None:
+        """Write the batch; the acknowledgement comes in a later turn of `loop`, one turn for a burst of commits."""
+        frames = check_shape(batch, fence)
+        with self._lock:
+            self._check_open()
+            error = self._take(frames, fence)
+            answers = self._answers.get(loop)
+            if answers is None:
+                answers = self._answers[loop] = []
+                self._schedule(loop)
+            answers.append((frames.session_id, acknowledge, error))
+
+    async def read_head(self, session_id: str) -> SessionHead | None:
+        """Where a session stands."""
+        return reading.head(self._snapshot(), session_id)
+
+    async def read_log(
+        self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
+    ) -> Sequence[StoredRecord]:
+        """Records of a session's log."""
+        snapshot = self._snapshot()
+        last = snapshot.last_sequence(keys.session_prefix(session_id))
+        return reading.log(snapshot, session_id, *reading.log_range(last, start, stop, limit))
+
+    async def read_run(self, run_id: str) -> RunEntry | None:
+        """A run's entry."""
+        return reading.run(self._snapshot(), run_id)
+
+    async def read_unfinished(self) -> Sequence[RunEntry]:
+        """The entries of all runs that have not ended."""
+        return reading.unfinished(self._snapshot())
+
+    async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
+        """Runs in the order of their ids."""
+        return reading.runs(self._snapshot(), after, limit)
+
+    async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
+        """Ids of sessions with a head."""
+        return reading.session_ids(self._snapshot(), after, limit)
+
+    async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
+        """The session's stored checkpoints."""
+        return reading.checkpoints(self._snapshot(), session_id)
+
+    async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
+        """All entries of a session's memory."""
+        return reading.memory(self._snapshot(), session_id)
+
+    async def delete_session(self, session_id: str) -> int:
+        """Remove a session."""
+        with self._lock:
+            self._check_open()
+            return self._tables.delete_session(keys.session_prefix(session_id))
+
+    async def figures(self) -> StoreFigures:
+        """What it holds."""
+        tables = self._snapshot()
+        return StoreFigures(
+            sessions=sum(1 for session in tables.sessions.values() if session.log),
+            runs=len(tables.shared["runs"]),
+            unfinished=len(tables.shared["unfinished"]),
+            records=sum(len(session.log) for session in tables.sessions.values()),
+            bytes_used=tables.bytes_used,
+            bytes_on_disk=0,
+            commits=self._commits,
+            batches=self._batches,
+        )
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StoreClosedError("the store is not open")
+
+    def _snapshot(self) -> _Tables:
+        self._check_open()
+        return self._tables
+
+    def _take(self, batch: FrameBatch, fence: Fence | None) -> CallboardError | None:
+        session = self._tables.session(batch.prefix)
+        if fence is not None:
+            if self._refusals:
+                standing = self._refusals.standing(batch.session_id, self._refusals.stamp)
+                if standing is not None:
+                    return standing
+            verdict = judge(batch, fence, len(session.log) - 1, lambda key: session.log[keys.sequence_of(key)][1])
+            if verdict is Verdict.REPLAY:
+                return None
+            if verdict is not Verdict.WRITE:
+                self._refusals.refuse(batch.session_id, verdict)
+                return verdict
+        session.log += batch.log
+        for table, key, value in batch.changes:
+            self._tables.change(session, table, key, value)
+        self._tables.bytes_used += batch.log_size
+        self._commits += 1
+        self._batches += 1
+        return None
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        (loop.call_soon if here else loop.call_soon_threadsafe)(self._deliver, loop)
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            answers = self._answers.pop(loop)
+        deliver(loop, self._refusals, answers)
+        if self._refusals:
+            self._refusals.forget_delivered()

@@ -1,0 +1,235 @@
+"""The group-commit writer: one thread that owns the write transaction.
+
+Everything that waits is written in one transaction and made durable by one commit, so a hundred sessions share the
+cost of one fsync. Committers on any thread put their batches into a queue; only the first of a group wakes the writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, TypeAlias
+
+import pykka
+
+from callboard_protocol.errors import CallboardError, StoreError
+from callboard_storage.acknowledgements import Answer, deliver
+from callboard_storage.batch import Table
+from callboard_storage.fencing import Refusals, Verdict, judge
+from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction, translated
+from callboard_storage.quota import Quota
+from callboard_storage.store import Fence
+from callboard_storage.write_queue import Commit, Operation, WriteQueue
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_READER_CHECKS = 60.0
+
+_CACHED_ENDS = 65_536
+"""Sessions whose last sequence is kept; past that the cache starts anew, and the log is asked."""
+
+_Rows: TypeAlias = list[tuple[bytes, bytes]]
+_Answers: TypeAlias = dict[asyncio.AbstractEventLoop, list[Answer]]
+
+
+class Wake(Enum):
+    """What the writer is told."""
+
+    WRITE = auto()
+    CHECK_READERS = auto()
+
+
+class StoreWriter(pykka.ThreadingActor):
+    """The actor that owns the write transaction.
+
+    Its thread is a daemon, so that a process which never closed its store can end; `DataDirectory` stops it before
+    the interpreter does, so no commit is cut off by that.
+
+    Args:
+        environment: where to write.
+        queue: what to write.
+        refusals: sessions that were refused and do not know it yet.
+        max_bytes: the quota on live bytes; None is none.
+    """
+
+    use_daemon_thread = True
+
+    def __init__(
+        self, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, max_bytes: int | None
+    ) -> None:
+        super().__init__()
+        self._environment = environment
+        self._queue = queue
+        self._refusals = refusals
+        self._quota = Quota(max_bytes)
+        self._ends: dict[str, int] = {}
+        self._last_transaction = 0
+        self._readers_checked = time.monotonic()
+
+    @classmethod
+    def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[StoreWriter]:
+        """Start it outside pykka's registry.
+
+        The registry's `stop_all` belongs to everyone, and a user who stops their own actors with it must not stop the
+        one that every durable run waits for.
+        """
+        reference = super().start(*args, **kwargs)
+        pykka.ActorRegistry.unregister(reference)
+        return reference
+
+    def on_receive(self, message: Any) -> None:
+        """Write what waits, or look after the reader table."""
+        if message is Wake.WRITE:
+            self._drain()
+        if message is Wake.CHECK_READERS or time.monotonic() - self._readers_checked > SECONDS_BETWEEN_READER_CHECKS:
+            self._check_readers()
+
+    def on_stop(self) -> None:
+        """Write what still waits."""
+        self._drain()
+
+    def _drain(self) -> None:
+        while (work := self._queue.take()) is not None:
+            if isinstance(work, Operation):
+                self._operate(work)
+            else:
+                self._write(work)
+        if self._refusals:
+            self._refusals.forget_delivered()
+
+    def _write(self, group: list[Commit]) -> None:
+        answers: _Answers = {}
+        error = self._transact(lambda transaction: self._apply(transaction, group, answers))
+        if error is not None:
+            answers = self._refuse_all(group, error)
+        self._queue.batches += len(group)
+        for loop, of_loop in answers.items():
+            _call(loop, deliver, loop, self._refusals, of_loop)
+
+    def _operate(self, operation: Operation) -> None:
+        results: list[int] = []
+        self._ends.clear()
+        self._quota.forget()
+        error = self._transact(lambda transaction: results.append(operation.work(transaction)))
+        _call(operation.loop, operation.done, 0 if error else results[0], error)
+
+    def _transact(self, work: Callable[[WriteTransaction], None]) -> CallboardError | None:
+        """Do the work in one transaction. None once it is durable; the error if nothing of it is."""
+        transaction: WriteTransaction | None = None
+        is_committing = False
+        try:
+            transaction = self._environment.begin_write()
+            if transaction.id != self._last_transaction + 1:
+                self._ends.clear()  # someone else has committed since
+            work(transaction)
+            is_committing = True
+            transaction.commit()
+        except Exception as failure:
+            self._ends.clear()
+            self._quota.forget()
+            if transaction is not None:
+                transaction.abort()
+                if is_committing and self._is_there_after_all(transaction.id):
+                    return None
+            if isinstance(failure, LmdbEnvironment.Error):
+                return translated(failure, "the commit")
+            logger.exception("a transaction failed")
+            return failure if isinstance(failure, CallboardError) else StoreError(f"the writer failed: {failure!r}")
+        self._last_transaction = transaction.id
+        self._queue.commits += 1
+        return None
+
+    def _apply(self, transaction: WriteTransaction, group: list[Commit], answers: _Answers) -> None:
+        rows: _Rows = []
+        changes: dict[Table, dict[bytes, bytes | None]] = {}
+        self._quota.measure(transaction)
+        for item in group:
+            batch = item.batch
+            verdict: Verdict | CallboardError = (
+                Verdict.WRITE if item.fence is None else self._judge(transaction, item, item.fence, rows)
+            )
+            error: CallboardError | None = None
+            if verdict is Verdict.WRITE:
+                error = self._quota.refusal(batch)
+                if error is None:
+                    self._quota.count(batch)
+                    if batch.log:
+                        rows += batch.log
+                        self._ends[batch.session_id] = batch.last
+                    for table, key, value in batch.changes:
+                        changes.setdefault(table, {})[key] = value
+            elif verdict is not Verdict.REPLAY:
+                error = verdict
+            if error is not None and item.fence is not None:
+                self._refusals.refuse(batch.session_id, error)
+            answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
+        if rows:
+            transaction.write("log", rows)
+        for table, values in changes.items():
+            transaction.write(table, [(key, value) for key, value in values.items() if value is not None])
+            for key in [key for key, value in values.items() if value is None]:
+                transaction.delete(table, key)
+
+    def _judge(
+        self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: _Rows
+    ) -> Verdict | CallboardError:
+        session_id = item.batch.session_id
+        if self._refusals:
+            standing = self._refusals.standing(session_id, item.stamp)
+            if standing is not None:
+                return standing
+        end = self._ends.get(session_id)
+        if end is None:
+            if len(self._ends) >= _CACHED_ENDS:
+                self._write_out(transaction, rows)
+                self._ends.clear()
+            end = self._ends[session_id] = transaction.last_sequence(item.batch.prefix)
+        if fence.follows == end:
+            return Verdict.WRITE
+        self._write_out(transaction, rows)
+        return judge(item.batch, fence, end, transaction.frame_at)
+
+    @staticmethod
+    def _write_out(transaction: WriteTransaction, rows: _Rows) -> None:
+        """Write the group's rows so far, before the log is asked about something they may have changed."""
+        transaction.write("log", rows)
+        rows.clear()
+
+    def _is_there_after_all(self, transaction_id: int) -> bool:
+        try:
+            is_there = self._environment.settle(transaction_id)
+        except (CallboardError, LmdbEnvironment.Error, OSError):
+            logger.exception("the data directory cannot be opened again after a failed commit")
+            return False
+        logger.warning("a commit failed; opened anew, its transaction is %s disk", "on" if is_there else "not on")
+        return is_there
+
+    def _refuse_all(self, group: list[Commit], error: CallboardError) -> _Answers:
+        """The same error for a whole group, a fresh instance for each receiver."""
+        answers: _Answers = {}
+        for item in group:
+            if item.fence is not None:
+                self._refusals.refuse(item.batch.session_id, error)
+            answers.setdefault(item.loop, []).append((item.batch.session_id, item.acknowledge, error.fresh()))
+        return answers
+
+    def _check_readers(self) -> None:
+        self._readers_checked = time.monotonic()
+        try:
+            freed = self._environment.check_readers()
+        except LmdbEnvironment.Error as error:
+            logger.warning("checking the reader table failed: %s", error)
+        else:
+            if freed:
+                logger.warning("freed %d reader slots of dead processes", freed)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
+    """Call on a loop; one that was closed has nobody left to tell."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        logger.warning("an acknowledgement came after its event loop was closed")

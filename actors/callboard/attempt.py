@@ -115,7 +115,7 @@ class RunAttempt:
         run = self._run = LiveRun(ticket.request, agent, ticket.model, journal, self._directory, state, before)
         for stored in opened.own:
             run.meter.count(stored.record)
-        await self._directory.supervisor.ask(
+        run.is_limited = await self._directory.supervisor.ask(
             OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=before), timeout=None
         )
         began = await self._begin(run, opened)

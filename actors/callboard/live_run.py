@@ -101,6 +101,7 @@ class LiveRun:
         self.warned_of: set[str] = set()
         self.artifacts: list[RunArtifact] = []
         self.budget = request.budget or agent.budget
+        self.is_limited = True
         self.limits_tokens = (
             self.budget.max_total_tokens is not None
             or self.budget.max_cost_usd is not None
@@ -147,7 +148,8 @@ class LiveRun:
 
     def publish_record(self, record: LogRecord) -> None:
         """Publish the events of a record that is on disk."""
-        self.directory.bus.tell(PublishEvents(events=events_of(record, self.session_id, self.agent.id)))
+        if self.is_watched:
+            self.directory.bus.tell(PublishEvents(events=events_of(record, self.session_id, self.agent.id)))
 
     def instructed(self, history: Sequence[Message]) -> Sequence[Message]:
         """A history with the run's instructions in front, unless it brings its own."""
@@ -170,6 +172,8 @@ class LiveRun:
         Raises:
             StopRun: the budget has no room for it.
         """
+        if not self.is_limited:
+            return Granted(amount)
         answer = await self.directory.supervisor.ask(
             ReserveBudget(run_id=self.run_id, amount=amount, can_cap_tokens=can_cap_tokens, output=output),
             timeout=None,
@@ -185,7 +189,8 @@ class LiveRun:
 
     def settle(self, reserved: Amount, true: Amount) -> None:
         """Put the true figure in the place of what was reserved."""
-        self.directory.supervisor.tell(SettleBudget(run_id=self.run_id, reserved=reserved, true=true))
+        if self.is_limited:
+            self.directory.supervisor.tell(SettleBudget(run_id=self.run_id, reserved=reserved, true=true))
 
     # ---- events
 
@@ -195,6 +200,8 @@ class LiveRun:
         Args:
             events: name, sequence (None for live-only ones) and fields of each.
         """
+        if not self.is_watched:
+            return
         now = time.time()
         raw: Sequence[RawEvent] = [
             (name, self.run_id, self.session_id, self.agent.id, now, sequence, fields)

@@ -16,11 +16,12 @@ from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, OutputValidationError
 from callboard_protocol.failures import describe, restore
 from callboard_protocol.messages import Message, Usage
-from callboard_protocol.model_calls import ModelRequest, ModelResponse, ModelSettings
+from callboard_protocol.model_calls import ModelRequest, ModelResponse, ModelSettings, ValidatedResponse
 from callboard_protocol.records import StepCompleted
 
 _ONE_CALL = Amount(steps=1)
 _NOTHING_NEW = b""
+_DEFAULT_SETTINGS = ModelSettings()
 _CHARACTERS_PER_TOKEN = 4
 """A common estimate for English text; a reservation needs an upper figure's order, not the tokenizer's."""
 
@@ -48,11 +49,11 @@ async def generate(
         history, new, fit = _explicit(scope, messages)
         response = await _ask(run, scope, step, history, new, fit, contract)
         if contract is None:
-            return response.model_copy(update={"output": response.text})
+            return response
         retries = run.budget.max_validation_retries
         for retry in range(retries + 1):
             try:
-                return response.model_copy(update={"output": contract.validate(response.text)})
+                return ValidatedResponse(**dict(response), validated=contract.validate(response.text))
             except ValueError as problem:
                 if retry == retries:
                     raise OutputValidationError(
@@ -113,7 +114,7 @@ async def _ask(
         _keep(scope, history, new, recorded.response)
         return recorded.response
     shown = run.agent.context.assemble(conversation.view() if history is None else run.instructed(history))
-    settings = ModelSettings()
+    settings = _DEFAULT_SETTINGS
     reserve = _ONE_CALL if not run.limits_tokens else _worst_case(run, shown, settings)
     output = None if reserve is _ONE_CALL else Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
     granted = await run.reserve(reserve, can_cap_tokens=output is not None, output=output)
@@ -138,7 +139,7 @@ async def _ask(
     started = time.monotonic()
     response: ModelResponse[Any] | None = None
     error: CallboardError | None = None
-    true = reserve
+    true = granted.amount
     try:
         reply = await run.directory.gateway.ask(
             AskModel(model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None),

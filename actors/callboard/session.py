@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from callboard.kernel import Actor, handles
+from callboard.kernel import Actor, LoopFuture, handles
 from callboard_protocol.commands import AppendRecords, CloseRun, OpenSession, SaveCheckpoint, SettleAppends
 from callboard_protocol.errors import CallboardError, FencedError
 from callboard_protocol.messages import Message
@@ -51,7 +51,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._store = store
         self._fold: HeadFold | None = None
         self._state: Any = None
-        self._last_commit: asyncio.Future[Any] | None = None
+        self._last_commit: LoopFuture[Any] | None = None
 
     @handles
     async def open(self, message: OpenSession) -> OpenedSession:
@@ -59,7 +59,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         return await self._load(message.run_id)
 
     @handles
-    def append(self, message: AppendRecords) -> asyncio.Future[int]:
+    def append(self, message: AppendRecords) -> LoopFuture[int]:
         """Encodes the records and hands them to the store; the answer comes when they are on disk.
 
         Raises:
@@ -93,7 +93,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         return self._commit(batch, Fence(follows=first - 1), first)
 
     @handles
-    def settle(self, message: SettleAppends) -> asyncio.Future[Any] | None:
+    def settle(self, message: SettleAppends) -> LoopFuture[Any] | None:
         """Answers once the last commit has been answered."""
         return self._last_commit
 
@@ -134,9 +134,9 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
             }
         )
 
-    def _commit(self, batch: Batch, fence: Fence | None, answer: AnswerT) -> asyncio.Future[AnswerT]:
+    def _commit(self, batch: Batch, fence: Fence | None, answer: AnswerT) -> LoopFuture[AnswerT]:
         loop = asyncio.get_running_loop()
-        acknowledged: asyncio.Future[AnswerT] = loop.create_future()
+        acknowledged: LoopFuture[AnswerT] = LoopFuture()
 
         def acknowledge(error: CallboardError | None) -> None:
             if error is None:

@@ -305,7 +305,7 @@ class ActorSystem:
             return
         try:
             callback(event)
-        except Exception:
+        except BaseException:
             logger.exception("the callback for %s failed", type(event).__name__)
 
     # ---- stopping
@@ -330,12 +330,12 @@ class ActorSystem:
         if stopper in self.waits.handlers and self.waits.handlers[stopper][0].task is stopper:
             raise WouldDeadlockError("a handler that awaits system.stop() would wait for itself to end")
         if self._stopping is None:
+            with self.lock:
+                self.closed = True
             self._stopping = self.loop.create_task(self._stop(timeout), context=self.context.copy())
         await asyncio.shield(self._stopping)
 
     async def _stop(self, timeout: float) -> None:
-        with self.lock:
-            self.closed = True
         deadline = self.loop.time() + timeout
         for engine in self._stop_order():
             if not await self._ended_by(engine, deadline):

@@ -18,7 +18,7 @@ from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.results import read_result
 from callboard.stops import StopRun
 from callboard.ticket import RunTicket
-from callboard_protocol.amounts import Answer, Limits
+from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
 from callboard_protocol.commands import (
     AdoptAgent,
@@ -330,7 +330,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     # ---- budgets
 
     @handles
-    def open_account(self, message: OpenRunAccount) -> None:
+    def open_account(self, message: OpenRunAccount) -> bool:
         """Opens the run's account with what it had spent, and arms its deadline."""
         ticket = self._tickets[message.run_id]
         assert ticket.agent is not None
@@ -339,6 +339,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if budget.max_duration is not None:
             left = max(0.0, as_seconds(budget.max_duration) - message.running)
             ticket.deadline = asyncio.get_running_loop().call_later(left, self._out_of_time, ticket)
+        return Limits.of(budget) != NO_LIMITS
 
     @handles
     def reserve(self, message: ReserveBudget) -> Answer | asyncio.Future[Answer]:

@@ -126,8 +126,9 @@ class DropAgent(Command):
     agent_id: str
 
 
-class OpenRunAccount(Request[None]):
-    """A run's attempt begins: open its account and arm its deadline.
+class OpenRunAccount(Request[bool]):
+    """A run's attempt begins: open its account and arm its deadline. Answered with whether anything limits the account:
+    where nothing does, steps need no reservations.
 
     Attributes:
         run_id: the run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, cast
 
 from pydantic import ConfigDict
 from typing_extensions import TypeVar
@@ -84,7 +84,6 @@ class ModelResponse(Frozen, Generic[ResponseOutputT]):
         usage: what the call consumed.
         finish_reason: why the model stopped.
         model: the model that answered, as the provider names it.
-        output: the validated output, where the step asked for a type; the text otherwise.
     """
 
     text: str = ""
@@ -92,11 +91,30 @@ class ModelResponse(Frozen, Generic[ResponseOutputT]):
     usage: Usage = Usage()
     finish_reason: FinishReason = "stop"
     model: str = ""
-    output: Live[ResponseOutputT] = None  # type: ignore[assignment]  # filled in by the step that validates it
+
+    @property
+    def output(self) -> ResponseOutputT:
+        """What the step asked for: the text, or a value of the type it named."""
+        return cast("ResponseOutputT", self.text)
 
     def as_message(self) -> Message:
         """The answer as the assistant's message of a transcript."""
         return Message(role="assistant", content=self.text, tool_calls=self.tool_calls)
+
+
+class ValidatedResponse(ModelResponse[ResponseOutputT]):
+    """A response whose text fitted the type a step asked for.
+
+    Attributes:
+        validated: the text as that type. Never stored: it is validated again from the text.
+    """
+
+    validated: Live[Any] = None
+
+    @property
+    def output(self) -> ResponseOutputT:
+        """The value of the type the step named."""
+        return cast("ResponseOutputT", self.validated)
 
 
 class ModelDelta(Frozen):

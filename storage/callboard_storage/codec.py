@@ -17,7 +17,6 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 import msgpack
-from pydantic import ValidationError
 
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UnpersistableValueError
@@ -41,8 +40,7 @@ _NOT_CONTAINER = bytes(mark for mark in range(256) if not (0x80 <= mark <= 0x9F 
 """Every byte that never begins a msgpack array or map. A payload with at most `MAX_DEPTH` of the other bytes cannot be
 nested deeper than that; counting them is much quicker than walking it."""
 
-_PACK_ERRORS = (TypeError, ValueError, OverflowError, ArithmeticError, RecursionError)
-_UNPACK_ERRORS = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, msgpack.UnpackException)
+_PACK_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 class Codec:
@@ -102,7 +100,7 @@ class Codec:
             model = schema.model.model_validate(body)
         except UnknownSchemaError:
             raise
-        except (ValidationError, *_UNPACK_ERRORS) as error:
+        except Exception as error:
             raise _damaged(key, f"({schema.model.__name__}) does not decode: {error}") from error
         if deep:
             raise _damaged(key, f"({schema.model.__name__}) is nested more than {MAX_DEPTH} deep")
@@ -116,7 +114,7 @@ class Codec:
             payload: bytes = msgpack.packb(body, default=self._stored_form, strict_types=True)
             # Anything stored as a list or map can also be a dict's key; that packs and never comes back.
             _unpack(payload)
-        except (*_PACK_ERRORS, *_UNPACK_ERRORS) as error:
+        except Exception as error:
             raise self._search.error(record, body) from error
         return payload
 
@@ -127,7 +125,7 @@ class Codec:
     def _comes_back(self, key: object) -> bool:
         try:
             _unpack(msgpack.packb({key: None}, default=self._stored_form, strict_types=True))
-        except (*_PACK_ERRORS, *_UNPACK_ERRORS):
+        except Exception:  # noqa: BLE001 - as above
             return False
         return True
 

@@ -78,11 +78,11 @@ def legend(plan: Plan) -> list[str]:
     return [same, filed_twice, in_flight, rate] if killed else [same, rate]
 
 
-def write(plan: Plan, outcomes: Sequence[Outcome]) -> list[Path]:
+def write(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Path]:
     """Write what the last batch found and how the batches went.
 
     Returns:
-        The findings (JSONL), the summary (Markdown) and the comparison (JSON).
+        Where each part of the report is, by what it is.
     """
     findings = sorted(outcomes[-1].findings, key=_worst_first)
     jsonl, summary, compared = (plan.out / name for name in ("findings.jsonl", "summary.md", "comparison.json"))
@@ -90,7 +90,7 @@ def write(plan: Plan, outcomes: Sequence[Outcome]) -> list[Path]:
         lines.writelines(json.dumps(finding) + "\n" for finding in findings)
     summary.write_text(_summary(plan, outcomes, findings), encoding="utf-8")
     compared.write_text(json.dumps([_figures(outcome) for outcome in outcomes], indent=2) + "\n", encoding="utf-8")
-    return [jsonl, summary, compared]
+    return {"what the audit found": summary, "every finding": jsonl, "this table": compared}
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def run_demo(options: Options, console: Console) -> bool:
         console.print(report.comparison(plan, outcomes))
         for line in report.legend(plan):
             console.print(line, style="dim", highlight=False, markup=False)
-        for path in report.write(plan, outcomes):
-            console.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
+        for name, path in report.write(plan, outcomes).items():
+            console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
     return all(report.held(outcome, plan) for outcome in outcomes if outcome.system == "callboard")
 
 

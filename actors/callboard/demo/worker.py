@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from callboard.demo import handmade
+from callboard.demo import handmade, on_callboard
 from callboard.demo.auditor import Call, Desk, Seen, decide, task_for
 from callboard.demo.lifeline import end_with_stdin
 from callboard.demo.reference import call_tool
@@ -89,9 +89,6 @@ async def _work(assignment: Assignment) -> dict[str, str]:
         root = Path(assignment.root)
         if assignment.system == "handmade":
             return await _by_hand(assignment, Desk(root, tracker), tracker)
-        # Here, so that each worker loads only the loop it runs.
-        from callboard.demo import on_callboard  # noqa: PLC0415
-
         tasks = {module: task_for(module) for module in assignment.modules}
         desk = on_callboard.AuditDesk(root, tracker)
         return await on_callboard.run_batch(Path(assignment.data), tasks, desk, tracker, CONCURRENCY)

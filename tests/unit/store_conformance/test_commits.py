@@ -173,7 +173,7 @@ async def test_a_batch_appends_without_gaps(desk, make):
 
 
 async def test_a_batch_of_something_else_is_refused(desk):
-    with pytest.raises(UsageError, match="store.batch"):
+    with pytest.raises(UsageError, match=r"store\.batch"):
         desk.send(object())
 
 
@@ -271,9 +271,9 @@ async def test_a_value_that_cannot_persist_is_refused_and_the_batch_stays_as_it_
             batch.put_memory(MemoryEntry(name="note", value=unpersistable))
         with pytest.raises(UnpersistableValueError, match=r"state\.open is a socket"):
             batch.put_checkpoint(make.checkpoint("mine", 1).model_copy(update={"state": {"open": unpersistable}}))
+        entry = make.entry()
+        request = entry.request.model_copy(update={"metadata": {"where": unpersistable}})
         with pytest.raises(UnpersistableValueError, match=r"request\.metadata\.where is a socket"):
-            entry = make.entry()
-            request = entry.request.model_copy(update={"metadata": {"where": unpersistable}})
             batch.put_run(entry.model_copy(update={"request": request}))
     assert batch.size == size
     batch.append(1, make.step(1))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,18 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.jobs import FULL, QUICK
-from bench.machine import describe, file_system
+from bench.machine import describe, file_system, headline
 from bench.plots import write_plots
 from bench.report import print_row, write_docs
 from bench.results import Run, judge
-from bench.rows import CALLBOARD, Row, build_rows
+from bench.rows import BARE_COMMITS, CALLBOARD, Row, build_rows
 from bench.runner import ROOT, Runner
 
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs" / "BENCHMARKS.md"
-PIPED_WIDTH = 140
+PIPED_WIDTH = 200
 """Columns of the tables where no terminal says how many there are."""
+DISK_LOOKS = 3
 IN_MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 
 
@@ -60,10 +62,13 @@ def main(arguments: list[str]) -> int:
             repeats=options.repeats or (1 if options.quick else 3),
             timeout=options.timeout or (40 if options.quick else 240),
             scratch=options.scratch,
-            report=lambda line: console.print(line, markup=False) if "\n" in line else status.update(line),
+            announce=status.update,
+            report=lambda line: console.print(line, style="dim", markup=False, highlight=False),
             show_errors=options.errors,
         )
-        run = Run(quick=options.quick, repeats=runner.repeats, machine=describe(options.scratch), rows=[])
+        commits_per_s = measure_disk(runner)
+        run = Run(options.quick, runner.repeats, describe(options.scratch, commits_per_s), rows=[])
+        console.print(f"{headline(run.machine)}\n", highlight=False)
         rows = [row for row in build_rows(size) if not options.only or row.id in options.only]
         results = []
         for row in rows:
@@ -72,6 +77,13 @@ def main(arguments: list[str]) -> int:
     run = replace(run, rows=results)
     publish(run, complete=not (options.only or options.quick), docs=options.write_docs)
     return status_of(run)
+
+
+def measure_disk(runner: Runner) -> float | None:
+    """Bare LMDB commits per second, the median of a few looks; None where they failed."""
+    looks = [runner.measure(BARE_COMMITS) for _ in range(DISK_LOOKS)]
+    rates = [look["metrics"]["per_s"] for look in looks if "metrics" in look]
+    return statistics.median(rates) if rates else None
 
 
 def status_of(run: Run) -> int:

@@ -25,6 +25,8 @@ class Size:
     long_sessions: int = 3
     levels: tuple[int, ...] = (1, 100, 1_000)
     """How many sessions run at once in the latency row."""
+    latency_rounds: int = 4
+    """Rounds of each of those sessions: a thousand of the usual length would take a slow system a minute."""
     resident_sessions: int = 10_000
     resident_threads: int = 2_000
     unfinished_runs: int = 10_000

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import headline
 from bench.results import Outcome, RowResult, Run, Verdict, judge
 from bench.rows import Metric
 
@@ -52,9 +53,8 @@ def markdown(run: Run) -> str:
     lines = [
         "",
         (
-            f"Taken on {machine['date']}: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-            f"{machine['system']}, {machine['file_system']}, load {machine['load_at_start']} at the start; "
-            f"Python {machine['python']}; {libraries}."
+            f"Taken on {machine['date']}: {headline(machine)}; Python {machine['python']}; {libraries}. "
+            "The durable rows depend on that commit rate: the longer a commit takes, the more it pays to share one."
         ),
         f"Median of {run.repeats} repeats (smallest to largest).",
         "",

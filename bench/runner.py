@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ class Runner:
     """Seconds one measurement may take before its process is killed and the row says so."""
     scratch: Path
     """A directory on the disk under measurement; each measurement gets one of its own in it and it is emptied after."""
+    announce: Callable[[str], None]
+    """Told what is about to be measured."""
     report: Callable[[str], None]
+    """Told, line by line, what has been."""
     show_errors: bool = False
 
     def run(self, rows: Sequence[Row]) -> list[RowResult]:
@@ -41,11 +45,16 @@ class Runner:
             # Interleaved and rotated: a machine that warms up, or that someone else uses, favours nobody.
             turn = repeat % len(row.contenders)
             for contender in row.contenders[turn:] + row.contenders[:turn]:
-                self.report(f"{row.id} · {contender.name} · {repeat + 1}/{self.repeats * row.repeat_factor}")
-                outcomes[contender.name].add(self._measure(contender))
+                what = f"{row.id} · {contender.name} · {repeat + 1}/{self.repeats * row.repeat_factor}"
+                self.announce(what)
+                began = time.perf_counter()
+                result = self.measure(contender)
+                outcomes[contender.name].add(result)
+                self.report(f"{what} · {_gist(row, result)} · {time.perf_counter() - began:.1f} s")
         return RowResult(row, outcomes)
 
-    def _measure(self, contender: Contender) -> dict[str, Any]:
+    def measure(self, contender: Contender) -> dict[str, Any]:
+        """Measure one contender once, in a process and a directory of its own."""
         directory = Path(tempfile.mkdtemp(prefix="bench-", dir=self.scratch))
         try:
             return self._run_child(contender, directory)
@@ -74,6 +83,14 @@ class Runner:
         if "error" in result and self.show_errors:
             self.report(done.stderr)
         return result
+
+
+def _gist(row: Row, result: dict[str, Any]) -> str:
+    """One measurement in a few words."""
+    if "error" in result:
+        return "failed"
+    shown = [metric for metric in row.metrics if metric.key in result["metrics"]]
+    return f"{shown[0].label} {result['metrics'][shown[0].key]:,.{shown[0].digits}f} {shown[0].unit}"
 
 
 def _environment() -> dict[str, str]:

@@ -4,8 +4,9 @@ A session asks the model; the model asks for one lookup; the lookup returns ``re
 After ``rounds`` rounds the model answers. Each model call and each tool call is a step, so a session is
 ``2 * rounds + 1`` steps.
 
-The fake model keeps no state of its own. It decides from the newest message alone, because a model that scanned the
-history would add a cost that grows with it and hide the cost under measurement.
+The fake model keeps no state of its own. What it says is built before the measurement, in each system's own types, and
+chosen by the length of the history: a model that built its answers, or read the history, would add a cost of its own
+and hide the one under measurement. The tool's result is made anew at each call, as a real tool's is.
 """
 
 import time
@@ -13,43 +14,37 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
 INSTRUCTIONS = "Look up each order, one after the other, then say how many there were."
 TOOL_NAME = "lookup"
-TOOL_DESCRIPTION = "Look one order of a session up."
+TOOL_DESCRIPTION = "Look one order of a customer up."
+CUSTOMER = "c-1042"
 
 
 class LookupArguments(BaseModel):
     """The tool's arguments, for the systems that leave validation to their user."""
 
-    session: str
+    customer: str
     round: int
 
 
 class Lookup(NamedTuple):
     """The model asks for a tool call."""
 
-    session: str
     round: int
 
     @property
     def call_id(self) -> str:
-        """An id that is unique within the process, as a provider's is."""
-        return f"call_{self.session}_{self.round}"
+        """An id that is unique within the session."""
+        return f"call_{self.round}"
 
     @property
     def arguments(self) -> dict[str, str | int]:
         """The arguments as the model would send them."""
-        return {"session": self.session, "round": self.round}
-
-
-class Answer(NamedTuple):
-    """The model answers."""
-
-    text: str
+        return {"customer": CUSTOMER, "round": self.round}
 
 
 @dataclass(frozen=True)
@@ -68,48 +63,71 @@ class Work:
     @property
     def payload_bytes_per_step(self) -> float:
         """What one step has to keep at the least: the tool's result and its arguments, spread over the two steps."""
-        arguments = LookupArguments(session="s-000", round=self.rounds).model_dump_json()
+        arguments = LookupArguments(customer=CUSTOMER, round=self.rounds).model_dump_json()
         return (self.result_bytes + len(arguments) + len(TOOL_NAME)) / 2
 
+    @property
+    def answer(self) -> str:
+        """What the model says after the last round."""
+        return f"{self.rounds} orders"
 
-def ignore(_session: str) -> None:
+
+def ignore(_said: str) -> None:
     """The default observer: nothing is recorded."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """The fake model and the tool, shared by every system."""
+    """What happens in a session, shared by every system."""
 
     work: Work = field(default_factory=Work)
     observe: Callable[[str], None] = ignore
-    """Told the session at each model call, before the model decides."""
+    """Told at each model call what the user said, which tells the sessions apart."""
 
-    def decide(self, newest: str) -> Lookup | Answer:
-        """Decide what the model says next.
+    def lookup(self, customer: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        """Do the tool's work: a result of ``result_bytes`` bytes that says which round comes next."""
+        return f"{round + 1}|{customer}|".ljust(self.work.result_bytes, "x")
+
+
+ReplyT = TypeVar("ReplyT")
+
+
+class FakeModel(Generic[ReplyT]):
+    """The fake model: its replies are built once, in a system's own types.
+
+    Args:
+        script: the session.
+        ask: builds a reply that asks for a tool call.
+        answer: builds the reply that ends the session.
+    """
+
+    def __init__(self, script: Script, ask: Callable[[Lookup], ReplyT], answer: Callable[[str], ReplyT]) -> None:
+        rounds = script.work.rounds
+        self._observe = script.observe
+        self._replies = [*(ask(Lookup(index)) for index in range(rounds)), answer(script.work.answer)]
+        self._newest_begins = [f"{done}|" for done in range(rounds + 1)]
+
+    def reply(self, done: int, said: str, newest: str) -> ReplyT:
+        """Say what comes next.
 
         Args:
-            newest: the text of the newest message: the user's input, or a tool's result.
-        """
-        position, session, _ = newest.split("|", 2)
-        self.observe(session)
-        done = int(position)
-        if done < self.work.rounds:
-            return Lookup(session, done)
-        return Answer(expected_answer(session, done))
+            done: rounds in the history, by its length.
+            said: the text of the user's message.
+            newest: the text of the newest message: the user's, or a tool's result.
 
-    def lookup(self, session: str, round: int) -> str:  # noqa: A002 - the model names the argument
-        """Do the tool's work: a result of ``result_bytes`` bytes that says which round comes next."""
-        return f"{round + 1}|{session}|".ljust(self.work.result_bytes, "x")
+        Raises:
+            AssertionError: the newest message is not the one that belongs there.
+        """
+        self._observe(said)
+        if not newest.startswith(self._newest_begins[done]):
+            message = f"after {done} rounds the model was shown {newest[:40]!r}"
+            raise AssertionError(message)
+        return self._replies[done]
 
 
 def user_input(session: str) -> str:
     """The message that starts a session."""
     return f"0|{session}|Please look the orders up."
-
-
-def expected_answer(session: str, rounds: int) -> str:
-    """The answer a session that did all its rounds gives."""
-    return f"{session}: {rounds} orders"
 
 
 RunSession = Callable[[str], Awaitable[str]]
@@ -132,10 +150,9 @@ Peer = Callable[[Setup], AbstractAsyncContextManager[RunSession]]
 def bare_step_seconds(work: Work, samples: int = 20_000) -> float:
     """Seconds per step of the fake model and the tool alone: what no system can do without."""
     script = Script(work)
-    newest = user_input("s-000")
+    model = FakeModel(script, ask=lambda lookup: lookup.round, answer=len)
+    said = user_input("s-000")
     began = time.perf_counter()
     for _ in range(samples):
-        decision = script.decide(newest)
-        if isinstance(decision, Lookup):
-            script.lookup(decision.session, decision.round)
+        script.lookup(CUSTOMER, model.reply(0, said, said))
     return (time.perf_counter() - began) / (2 * samples)

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, Unpack, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -52,6 +52,20 @@ class RunInfo:
 DepsFactory = Callable[[RunInfo], AbstractAsyncContextManager[DepsT]]
 
 
+class AgentOptions(TypedDict, total=False):
+    """What any agent may be given, whatever its deps and output; `Agent` says what each means."""
+
+    model: Model | str | None
+    instructions: str
+    context: str | ContextAssembler
+    memory: Memory | None
+    budget: RunBudget | None
+    step_timeout: float | timedelta | None
+    on_in_doubt: OnInDoubt
+    state_type: type[Any] | None
+    version: str
+
+
 class Agent(Generic[DepsT, OutputT]):
     """An agent: immutable once made, shared by any number of runs.
 
@@ -83,40 +97,43 @@ class Agent(Generic[DepsT, OutputT]):
         self,
         id: str,
         *,
-        model: Model | str | None = None,
-        instructions: str = "",
+        deps: DepsFactory[DepsT],
         tools: Sequence[Tool[DepsT] | Tool[None]] = (),
-        deps: DepsFactory[DepsT] | DepsT | None = None,
         pattern: str | Callable[[RunContext[DepsT]], Awaitable[str]] = "react",
-        context: str | ContextAssembler = "full",
-        memory: Memory | None = None,
-        budget: RunBudget | None = None,
-        step_timeout: float | timedelta | None = None,
-        on_in_doubt: OnInDoubt = "ask",
-        state_type: type[Any] | None = None,
-        version: str = "1",
+        **options: Unpack[AgentOptions],
     ) -> None: ...
-
+    @overload
+    def __init__(
+        self,
+        id: str,
+        *,
+        deps: DepsT | None = None,
+        tools: Sequence[Tool[DepsT] | Tool[None]] = (),
+        pattern: str | Callable[[RunContext[DepsT]], Awaitable[str]] = "react",
+        **options: Unpack[AgentOptions],
+    ) -> None: ...
     @overload
     def __init__(
         self,
         id: str,
         *,
         output_type: type[OutputT],
-        model: Model | str | None = None,
-        instructions: str = "",
+        deps: DepsFactory[DepsT],
         tools: Sequence[Tool[DepsT] | Tool[None]] = (),
-        deps: DepsFactory[DepsT] | DepsT | None = None,
         pattern: str | Callable[[RunContext[DepsT]], Awaitable[OutputT]] = "react",
-        context: str | ContextAssembler = "full",
-        memory: Memory | None = None,
-        budget: RunBudget | None = None,
-        step_timeout: float | timedelta | None = None,
-        on_in_doubt: OnInDoubt = "ask",
-        state_type: type[Any] | None = None,
-        version: str = "1",
+        **options: Unpack[AgentOptions],
     ) -> None: ...
-
+    @overload
+    def __init__(
+        self,
+        id: str,
+        *,
+        output_type: type[OutputT],
+        deps: DepsT | None = None,
+        tools: Sequence[Tool[DepsT] | Tool[None]] = (),
+        pattern: str | Callable[[RunContext[DepsT]], Awaitable[OutputT]] = "react",
+        **options: Unpack[AgentOptions],
+    ) -> None: ...
     def __init__(
         self,
         id: str,  # noqa: A002  (the public API's name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -31,14 +32,16 @@ class Directory:
 
     Attributes:
         describe: what is in hand right now; the supervisor at work provides it.
+        attempts: runs at work, whichever supervisor started them.
     """
 
-    __slots__ = ("describe", "store", "system", "watchers")
+    __slots__ = ("attempts", "describe", "store", "system", "watchers")
 
     def __init__(self, system: ActorSystem, store: Store, watchers: Watchers) -> None:
         self.system = system
         self.store = store
         self.watchers = watchers
+        self.attempts: set[asyncio.Task[None]] = set()
         self.describe: Callable[[], RuntimeStats] = RuntimeStats
 
     @property

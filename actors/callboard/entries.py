@@ -21,7 +21,7 @@ def moved(entry: RunEntry, event: RunInput, **changes: Any) -> RunEntry:
     Raises:
         IllegalTransitionError: the state machine has no such move.
     """
-    return entry.model_copy(update={"state": advance(entry.state, event), **changes})
+    return RunEntry(**{**dict(entry), "state": advance(entry.state, event), **changes})
 
 
 def ended_early(entry: RunEntry, stop_reason: StopReason, error: BaseException | None, at: float) -> RunEntry:
@@ -77,6 +77,11 @@ def result_of(
         pending=entry.pending,
         metadata=entry.request.metadata,
     )
+
+
+def interrupted(entry: RunEntry) -> RunResult[Any]:
+    """The result of a run that this process lets go of and a later start carries on."""
+    return result_of(RunEntry(**{**dict(entry), "stop_reason": "interrupted"}))
 
 
 def request_digest(request: RunRequest) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from callboard_protocol.base import Duration, Frozen
+from callboard_protocol.base import Duration, Frozen, Given
 
 
-class RuntimeLimits(Frozen):
+class RuntimeLimits(Given):
     """What a runtime takes on at a time.
 
     Attributes:

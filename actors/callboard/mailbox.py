@@ -150,7 +150,7 @@ class Mailbox:
         system = self.system
         system.place.require_process(self)
         with system.lock:
-            if self.state == STOPPED or system.closed:
+            if self.state == STOPPED:
                 raise self.died("no")
             if envelope.handler is not None and len(self.queue) + self.foreign >= self.limit:
                 raise self.full(envelope.message)

@@ -84,7 +84,7 @@ class Ref(pykka.ActorRef[Any], Generic[ActorT_co]):
         else:
             engine.put_from_outside(Envelope(message, handler, None))
 
-    async def ask(  # type: ignore[override]  # noqa: PLR0912 - one coroutine: a second would cost more than the rest
+    async def ask(  # type: ignore[override]
         self, message: Request[ReplyT], *, timeout: float | _Default | None = _DEFAULT
     ) -> ReplyT:
         """Send a request and await its answer, on the actor's own loop.
@@ -141,11 +141,6 @@ class Ref(pykka.ActorRef[Any], Generic[ActorT_co]):
                 return await waiter
             finally:
                 row.waits.pop(waiter, None)
-        except asyncio.CancelledError:
-            # The answer may have come in the same turn as the cancellation: an error nobody reads would be logged.
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()
-            raise
         finally:
             if asking is not None:
                 system.waits.asks.pop(asking, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import time
@@ -18,7 +19,7 @@ from callboard.agents import Agent
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
 from callboard.entries import result_of
 from callboard.event_bus import EventBus, Subscription, Watchers
-from callboard.kernel import ActorSystem, ChildSpec, SystemHealth
+from callboard.kernel import ActorRestart, ActorSystem, ChildSpec, SystemHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.model_gateway import ModelGateway
 from callboard.results import read_result
@@ -37,7 +38,7 @@ from callboard_protocol.commands import (
     Subscribe,
     Unsubscribe,
 )
-from callboard_protocol.errors import RuntimeClosedError, UsageError
+from callboard_protocol.errors import ActorError, RuntimeClosedError, UsageError
 from callboard_protocol.event_base import Event
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OnBusy, OnCrash, RunBudget, RunRequest, RunResult
@@ -98,6 +99,7 @@ class Runtime:
         self._location = store
         self._system: ActorSystem | None = None
         self._directory: Directory | None = None
+        self._recovering: asyncio.Task[int] | None = None
 
     # ---- its life
 
@@ -121,7 +123,7 @@ class Runtime:
             raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
         store = open_store(self._location)
         await store.open()
-        system = ActorSystem(asyncio.get_running_loop())
+        system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
         watchers = Watchers()
         directory = Directory(system, store, watchers)
         self._system, self._directory = system, directory
@@ -149,11 +151,20 @@ class Runtime:
         self._system = None
         self.agents.directory = None
         try:
-            await directory.supervisor.ask(DrainRuns(within=self._drain_timeout), timeout=None)
+            # An unhealthy runtime has no supervisor left to drain; its runs were stopped when it failed.
+            with contextlib.suppress(ActorError):
+                await directory.supervisor.ask(DrainRuns(within=self._drain_timeout), timeout=None)
             await system.stop()
         finally:
             await directory.store.close()
             self._directory = None
+
+    def _restarted(self, restart: ActorRestart) -> None:
+        """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""
+        directory = self._directory
+        if restart.name == SUPERVISOR and directory is not None:
+            recovering = asyncio.get_running_loop().create_task(directory.supervisor.ask(RecoverRuns(), timeout=None))
+            self._recovering = recovering
 
     @property
     def _open(self) -> Directory:

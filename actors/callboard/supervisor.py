@@ -12,7 +12,7 @@ from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.budgets import Budgets
 from callboard.directory import Directory
-from callboard.entries import ended_early, moved, request_digest, result_of, write_entry
+from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.results import read_result
@@ -193,6 +193,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
     @handles(concurrent=True)
     async def recover(self, message: RecoverRuns) -> int:
         """Takes over what an earlier process left unfinished; the runs themselves go on in the background."""
+        # A supervisor that failed before this one has stopped them, and they may still be writing that down.
+        await asyncio.gather(*self._directory.attempts, return_exceptions=True)
         entries = await self._store.read_unfinished()
         for entry in entries:
             if entry.run_id not in self._tickets:
@@ -265,6 +267,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 continue
             self._running += 1
             ticket.task = asyncio.get_running_loop().create_task(self._attempt(ticket), name=f"run {run_id}")
+            self._directory.attempts.add(ticket.task)
+            ticket.task.add_done_callback(self._directory.attempts.discard)
 
     async def _attempt(self, ticket: RunTicket) -> None:
         agent = ticket.agent
@@ -392,18 +396,29 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def drain(self, message: DrainRuns) -> asyncio.Future[None]:
         """Admits nothing more; stops what still runs when the time is up."""
         loop = asyncio.get_running_loop()
-        self._draining = loop.create_future()
+        draining = self._draining = loop.create_future()
         self._sessions.close()
+        for ticket in list(self._tickets.values()):
+            if ticket.task is None:
+                # Nobody in this process hears of it again; on disk it keeps its place in the queue.
+                ticket.finish(interrupted(ticket.entry))
         if not self._running:
-            self._draining.set_result(None)
-            return self._draining
+            draining.set_result(None)
+            return draining
         timer = loop.call_later(message.within, self._interrupt_all)
-        self._draining.add_done_callback(lambda _: timer.cancel())
-        return self._draining
+        draining.add_done_callback(lambda _: timer.cancel())
+        return draining
 
     def _interrupt_all(self) -> None:
         for ticket in list(self._tickets.values()):
             self._stop_run(ticket, StopRun("interrupted"))
+
+    def on_failure(self, *_: Any) -> None:
+        """Stops every attempt where it is: the supervisor that follows reads from the store what is to be carried on."""
+        self._interrupt_all()
+        for ticket in list(self._tickets.values()):
+            if ticket.task is None:
+                ticket.finish(interrupted(ticket.entry))
 
     # ---- sessions and figures
 

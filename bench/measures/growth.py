@@ -11,7 +11,7 @@ from typing import cast
 from bench.child import load
 from bench.jobs import Job, Measurement
 from bench.stored import Stored, probe
-from bench.workload import Peer, Script, Setup, Work, expected_answer
+from bench.workload import Peer, Script, Setup, Work
 
 EARLY_ROUND = 3
 """Rounds before this one still pay for caches and for the first pages of the file."""
@@ -30,7 +30,7 @@ class Probe:
     stamps: list[float] = field(default_factory=list)
     stored: dict[int, Stored] = field(default_factory=dict)
 
-    def __call__(self, _session: str) -> None:
+    def __call__(self, _said: str) -> None:
         """Take the time, and on a chosen round count the bytes on disk."""
         if len(self.stamps) in self.measure_bytes_at:
             self.stored[len(self.stamps)] = probe(self.directory)
@@ -55,15 +55,15 @@ async def _follow(job: Job, work: Work) -> Measurement:
     plans = [frozenset(byte_rounds)] + [frozenset[int]()] * job.size.long_sessions
     probes: list[Probe] = []
 
-    def observe(session: str) -> None:
-        probes[-1](session)
+    def observe(said: str) -> None:
+        probes[-1](said)
 
     peer = cast("Peer", load(str(job.peer)))
     async with peer(Setup(Script(work, observe), directory)) as run_session:
         for index, plan in enumerate(plans):
             probes.append(Probe(directory, plan))
             answer = await run_session(f"s-{index}")
-            if answer != expected_answer(f"s-{index}", work.rounds):
+            if answer != work.answer:
                 message = f"session {index} answered {answer!r}"
                 raise AssertionError(message)
         total = probe(directory)

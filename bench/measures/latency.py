@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
+from dataclasses import replace
 from typing import cast
 
 from bench.child import load
@@ -26,20 +27,20 @@ class StepClock:
         self._level = level
         self._last.clear()
 
-    def __call__(self, session: str) -> None:
-        """Note a model call of ``session``."""
+    def __call__(self, said: str) -> None:
+        """Note a model call of the session that began with ``said``."""
         now = time.perf_counter()
-        last = self._last.get(session)
+        last = self._last.get(said)
         if last is not None:
             # A model step and a tool step lie between two model calls.
             self.seconds[self._level].append((now - last) / 2)
-        self._last[session] = now
+        self._last[said] = now
 
 
 async def percentiles(job: Job) -> Measurement:
     """Microseconds per step, median and 99th percentile, at each level."""
     clock = StepClock()
-    work = job.size.work
+    work = replace(job.size.work, rounds=job.size.latency_rounds)
     peer = cast("Peer", load(str(job.peer)))
     async with peer(Setup(Script(work, clock), job.room("data"))) as run_session:
         await run_session("warm")

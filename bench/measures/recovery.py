@@ -1,7 +1,7 @@
 """Row ``recovery``: how soon runs go on after the process that ran them was killed.
 
-The state on disk is made by a real crash: a process of its own runs the agent and kills itself in the middle of a model
-call (``python -m bench.measures.recovery long|many STORE COUNT``).
+The state on disk is made by a real crash: a process of its own fills the directory and kills itself in the middle of a
+model call (``python -m bench.measures.recovery long|many STORE COUNT``).
 """
 
 import asyncio
@@ -11,59 +11,57 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bench.jobs import Job, Measurement
-from bench.peers.callboard_peer import bench_agent, model_function, roomy_limits
-from bench.workload import Script, Work, expected_answer, user_input
-from callboard import ModelRequest, Runtime, ScriptedModel, ToolCall
+from bench.peers.callboard_peer import ScriptModel, bench_agent, roomy_limits
+from bench.workload import Script, Work, user_input
+from callboard import ModelRequest, ModelResponse, Runtime, RuntimeLimits
 
 LONG_RUN = "long-run"
+AT_ONCE = 500
+"""Runs submitted together: their commits are shared, or the preparation would take minutes."""
 PREPARATION_SECONDS = 120
 
 
 async def long_run(job: Job) -> Measurement:
-    """Milliseconds from ``resume`` to the first new model call of a run with many recorded steps."""
-    rounds = job.size.long_rounds
+    """Milliseconds from `Runtime.start` to the first new model call of a run with many recorded steps."""
+    work = Work(rounds=job.size.long_rounds)
     store = job.room("data") / "store"
-    _crash("long", store, rounds)
+    _crash("long", store, work.rounds)
     asked: list[float] = []
-    agent = bench_agent(Script(Work(rounds=rounds), observe=lambda _: asked.append(time.perf_counter())))
-    async with Runtime([agent], store=store, recover=False, limits=roomy_limits()) as runtime:
-        began = time.perf_counter()
-        await runtime.resume(LONG_RUN)
-        result = await runtime.wait(LONG_RUN)
-    if result.final_output != expected_answer(LONG_RUN, rounds) or len(asked) != 1:
+    agent = bench_agent(Script(work, observe=lambda _: asked.append(time.perf_counter())))
+    runtime = Runtime([agent], store=store)
+    began = time.perf_counter()
+    await runtime.start()
+    ready = time.perf_counter()
+    result = await runtime.wait(LONG_RUN)
+    await runtime.aclose()
+    if result.final_output != work.answer or len(asked) != 1:
         message = f"the run answered {result.final_output!r} after {len(asked)} new model calls"
         raise AssertionError(message)
-    return Measurement({"resume_ms": 1e3 * (asked[0] - began), "recorded_steps": 2 * rounds})
+    return Measurement({"ready_ms": 1e3 * (ready - began), "resume_ms": 1e3 * (asked[0] - began)})
 
 
 async def many_runs(job: Job) -> Measurement:
-    """Milliseconds until a runtime is ready that finds many unfinished runs, and until the last of them is done."""
-    count = job.size.unfinished_runs
+    """Milliseconds until a runtime has started that finds many unfinished runs, and until the last of them is done."""
+    count, work = job.size.unfinished_runs, Work(rounds=0)
     store = job.room("data") / "store"
     _crash("many", store, count)
-    agent = bench_agent(Script(Work(rounds=1)))
+    agent = bench_agent(Script(work))
+    runtime = Runtime([agent], store=store)
     began = time.perf_counter()
-    async with Runtime([agent], store=store, limits=roomy_limits()) as runtime:
-        ready = time.perf_counter()
-        await runtime.run(agent, user_input("new"), session_id="new")
-        served = time.perf_counter()
-        for index in range(count):
-            result = await runtime.wait(f"run-{index}")
-            if result.final_output != expected_answer(f"s-{index}", 1):
-                message = f"run {index} answered {result.final_output!r}"
-                raise AssertionError(message)
-        finished = time.perf_counter()
-    return Measurement(
-        {
-            "ready_ms": 1e3 * (ready - began),
-            "first_new_run_ms": 1e3 * (served - ready),
-            "all_resumed_ms": 1e3 * (finished - began),
-            "unfinished_runs": count,
-        }
-    )
+    await runtime.start()
+    ready = time.perf_counter()
+    recovered = runtime.stats().recovered
+    results = await asyncio.gather(*(runtime.wait(f"run-{index}") for index in range(count)))
+    finished = time.perf_counter()
+    await runtime.aclose()
+    wrong = sum(result.final_output != work.answer for result in results)
+    if recovered != count or wrong:
+        message = f"{recovered} of {count} runs were recovered, and {wrong} did not answer as they should"
+        raise AssertionError(message)
+    return Measurement({"ready_ms": 1e3 * (ready - began), "all_done_ms": 1e3 * (finished - began)})
 
 
 def _crash(kind: str, store: Path, count: int) -> None:
@@ -84,7 +82,7 @@ async def _leave_long_run(store: Path, rounds: int) -> None:
     """Die at the last model call of a run, with every step before it recorded."""
     calls = 0
 
-    def observe(_session: str) -> None:
+    def observe(_said: str) -> None:
         nonlocal calls
         calls += 1
         if calls > rounds:
@@ -95,27 +93,27 @@ async def _leave_long_run(store: Path, rounds: int) -> None:
         await runtime.run(agent, user_input(LONG_RUN), session_id=LONG_RUN, run_id=LONG_RUN)
 
 
-async def _leave_many_runs(store: Path, count: int) -> None:
-    """Die when ``count`` runs have done one round and wait for their second model call."""
-    script = Script(Work(rounds=1))
-    respond = model_function(script)
-    waiting = 0
+class SilentModel(ScriptModel):
+    """Never answers."""
 
-    async def respond_once(request: ModelRequest) -> str | ToolCall:
-        nonlocal waiting
-        item = respond(request)
-        if isinstance(item, str):
-            waiting += 1
-            if waiting == count:
-                _die()
-            await asyncio.Event().wait()
-        return item
-
-    agent = bench_agent(script, model=ScriptedModel(respond_once))
-    async with Runtime([agent], store=store, limits=roomy_limits()) as runtime:
-        for index in range(count):
-            await runtime.submit(agent, user_input(f"s-{index}"), session_id=f"s-{index}", run_id=f"run-{index}")
+    async def generate(self, request: ModelRequest) -> ModelResponse[Any]:
         await asyncio.Event().wait()
+        return await super().generate(request)
+
+
+async def _leave_many_runs(store: Path, count: int) -> None:
+    """Die with one run in the middle of its model call and the others in the queue behind it, all of them on disk."""
+    script = Script(Work(rounds=0))
+    agent = bench_agent(script, model=SilentModel(script))
+    async with Runtime([agent], store=store, limits=RuntimeLimits(max_concurrent_runs=1)) as runtime:
+        for start in range(0, count, AT_ONCE):
+            await asyncio.gather(
+                *(
+                    runtime.submit(agent, user_input(f"s-{index}"), session_id=f"s-{index}", run_id=f"run-{index}")
+                    for index in range(start, min(start + AT_ONCE, count))
+                )
+            )
+        _die()
 
 
 if __name__ == "__main__":

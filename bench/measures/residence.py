@@ -5,15 +5,23 @@ import gc
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 from bench.jobs import Job, Measurement
-from bench.peers.callboard_peer import bench_agent, roomy_limits
+from bench.peers.callboard_peer import ScriptModel, bench_agent, roomy_limits
 from bench.resident import resident_bytes
 from bench.workload import Script, user_input
-from callboard import Runtime
+from callboard import ModelRequest, ModelResponse, Runtime
 
 AT_ONCE = 100
 WARM_UP_SESSIONS = 200
+
+
+class FreshModel(ScriptModel):
+    """Answers with objects of their own: prebuilt ones, shared by all sessions, would hide what a session keeps."""
+
+    async def generate(self, request: ModelRequest) -> ModelResponse[Any]:
+        return (await super().generate(request)).model_copy(deep=True)
 
 
 async def resident(job: Job) -> Measurement:
@@ -29,8 +37,8 @@ async def traced(job: Job) -> Measurement:
 
 async def _callboard(job: Job, measure: Callable[[], int]) -> Measurement:
     """Run each session once, look, then park them all and look again."""
-    work = replace(job.size.work, rounds=2)
-    agent = bench_agent(Script(work))
+    script = Script(replace(job.size.work, rounds=2))
+    agent = bench_agent(script, model=FreshModel(script))
     count = job.size.resident_sessions
     async with Runtime([agent], store=job.room("data") / "store", limits=roomy_limits()) as runtime:
 

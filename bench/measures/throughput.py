@@ -11,7 +11,7 @@ import lmdb
 
 from bench.child import load
 from bench.jobs import Job, Measurement
-from bench.workload import Peer, RunSession, Script, Setup, Work, bare_step_seconds, expected_answer
+from bench.workload import Peer, RunSession, Script, Setup, Work, bare_step_seconds
 
 WARM_UP_SESSIONS = 3
 COMMIT_BYTES = 300
@@ -64,6 +64,6 @@ async def _run_for(job: Job, work: Work, *, batch: int) -> tuple[float, int]:
 
 async def _run_checked(run_session: RunSession, session: str, work: Work) -> None:
     answer = await run_session(session)
-    if answer != expected_answer(session, work.rounds):
+    if answer != work.answer:
         message = f"session {session} answered {answer!r}"
         raise AssertionError(message)

@@ -1,7 +1,9 @@
 """Callboard's kernel: typed actors on the caller's event loop.
 
-``actors`` handles messages in plain methods, which an ask to an idle actor runs in its own turn; ``async_actors``
-handles them in ``async def`` methods, which go through the mailbox and a task, as in systems that know no other kind.
+``actors`` handles messages in plain methods, which an ask to an idle actor runs in the asker's own turn: every ask in
+a run's step is one of these. ``mailbox_actors`` are the same, but busy: each ask finds a message waiting and queues
+behind it. ``async_actors`` handles messages in ``async def`` methods, which go through the mailbox and a task, as in
+systems that know no other kind.
 """
 
 from collections.abc import AsyncIterator
@@ -82,10 +84,27 @@ class KernelKit:
             await self._counter.ask(Ask())
 
 
+class BusyKit(KernelKit):
+    """Asks an actor that has a message waiting."""
+
+    async def ask(self, count: int) -> None:
+        question, message = Ask(), Tell()
+        for _ in range(count):
+            # Until the next turn of the loop the actor is not idle, so the ask takes its place in the mailbox.
+            self._counter.tell(message)
+            await self._counter.ask(question)
+
+
 @asynccontextmanager
 async def actors() -> AsyncIterator[ActorKit]:
     """Open a system whose actors handle messages in plain methods."""
     yield KernelKit(ActorSystem(), Counter)
+
+
+@asynccontextmanager
+async def mailbox_actors() -> AsyncIterator[ActorKit]:
+    """Open the same system and ask an actor that is never idle."""
+    yield BusyKit(ActorSystem(), Counter)
 
 
 @asynccontextmanager

@@ -1,57 +1,73 @@
-"""Callboard: one agent with one tool on ``ScriptedModel``, as its README shows.
+"""Callboard: one agent with one tool, as its README shows, on a `Model` whose responses are built beforehand.
 
 Durable: ``store=`` a directory; every step is committed, and synced, before the next one starts. ``durable_intents`` is
 the same with the tool left undeclared, so that an intent is committed before each tool call as well.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from bench.workload import INSTRUCTIONS, TOOL_NAME, Answer, RunSession, Script, Setup, user_input
+from bench.workload import INSTRUCTIONS, TOOL_NAME, FakeModel, Lookup, RunSession, Script, Setup, user_input
 from callboard import (
     Agent,
+    Model,
     ModelRequest,
+    ModelResponse,
     RunBudget,
     Runtime,
     RuntimeLimits,
-    ScriptedModel,
     ToolCall,
+    Usage,
     tool,
 )
 
 ROOM_FOR_RUNS = 100_000
 """No row is about admission, so no limit may be met."""
+SHOWN_FIRST = 2
+"""Messages before the first round: the instructions and the user's."""
 
 
-def model_function(script: Script) -> Callable[[ModelRequest], str | ToolCall]:
-    """The fake model as ``ScriptedModel`` takes it."""
+class ScriptModel(Model):
+    """Answers with prebuilt responses."""
 
-    def respond(request: ModelRequest) -> str | ToolCall:
-        decision = script.decide(request.messages[-1].text)
-        if isinstance(decision, Answer):
-            return decision.text
-        return ToolCall(name=TOOL_NAME, arguments=decision.arguments, id=decision.call_id)
+    name = "script"
 
-    return respond
+    def __init__(self, script: Script) -> None:
+        usage = Usage(input_tokens=1, output_tokens=1)
+
+        def ask(lookup: Lookup) -> ModelResponse[Any]:
+            call = ToolCall(name=TOOL_NAME, arguments=lookup.arguments, id=lookup.call_id)
+            return ModelResponse(tool_calls=(call,), usage=usage, finish_reason="tool_calls", model="script")
+
+        def answer(text: str) -> ModelResponse[Any]:
+            return ModelResponse(text=text, usage=usage, model="script")
+
+        self._fake: FakeModel[ModelResponse[Any]] = FakeModel(script, ask, answer)
+
+    async def generate(self, request: ModelRequest) -> ModelResponse[Any]:
+        messages = request.messages
+        done = (len(messages) - SHOWN_FIRST) // 2
+        return self._fake.reply(done, messages[1].text, messages[-1].text)
 
 
-def bench_agent(script: Script, *, model: ScriptedModel | None = None, read_only: bool = True) -> Agent[None, str]:
+def bench_agent(script: Script, *, model: Model | None = None, read_only: bool = True) -> Agent[None, str]:
     """The agent every Callboard row runs."""
 
     @tool(read_only=read_only)
-    async def lookup(session: str, round: int) -> str:  # noqa: A002 - the model names the argument
-        """Look one order of a session up.
+    async def lookup(customer: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        """Look one order of a customer up.
 
         Args:
-            session: the session the order belongs to.
-            round: which order of the session.
+            customer: whose order it is.
+            round: which of them.
         """
-        return script.lookup(session, round)
+        return script.lookup(customer, round)
 
     return Agent(
         "bench",
-        model=model or ScriptedModel(model_function(script)),
+        model=model or ScriptModel(script),
         instructions=INSTRUCTIONS,
         tools=[lookup],
         budget=RunBudget(max_steps=script.work.rounds + 1),

@@ -12,14 +12,7 @@ from typing import Any
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
-from bench.workload import (
-    INSTRUCTIONS,
-    Answer,
-    LookupArguments,
-    RunSession,
-    Setup,
-    user_input,
-)
+from bench.workload import INSTRUCTIONS, FakeModel, LookupArguments, RunSession, Setup, user_input
 
 Message = dict[str, Any]
 
@@ -35,16 +28,20 @@ async def durable(setup: Setup) -> AsyncIterator[RunSession]:
     }
     DBOS(config=config)
 
+    model: FakeModel[Message] = FakeModel(
+        script,
+        ask=lambda call: {"role": "assistant", "content": "", "id": call.call_id, "arguments": call.arguments},
+        answer=lambda text: {"role": "assistant", "content": text},
+    )
+
+    # A step's arguments are part of a workflow's code and are not stored: the history goes in whole.
     @DBOS.step()
-    async def call_model(newest: str) -> Message:
-        decision = script.decide(newest)
-        if isinstance(decision, Answer):
-            return {"role": "assistant", "content": decision.text}
-        return {"role": "assistant", "content": "", "id": decision.call_id, "arguments": decision.arguments}
+    async def call_model(messages: list[Message]) -> Message:
+        return model.reply(len(messages) // 2 - 1, messages[1]["content"], messages[-1]["content"])
 
     @DBOS.step()
-    async def lookup(session: str, round: int) -> str:  # noqa: A002 - the model names the argument
-        return script.lookup(session, round)
+    async def lookup(customer: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        return script.lookup(customer, round)
 
     @DBOS.workflow()
     async def agent(session: str) -> str:
@@ -53,12 +50,12 @@ async def durable(setup: Setup) -> AsyncIterator[RunSession]:
             {"role": "user", "content": user_input(session)},
         ]
         while True:
-            answer = await call_model(messages[-1]["content"])
+            answer = await call_model(messages)
             messages.append(answer)
             if "arguments" not in answer:
                 return str(answer["content"])
             arguments = LookupArguments.model_validate(answer["arguments"])
-            result = await lookup(arguments.session, arguments.round)
+            result = await lookup(arguments.customer, arguments.round)
             messages.append({"role": "tool", "tool_call_id": answer["id"], "content": result})
 
     DBOS.launch()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, TypedDict
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import StructuredTool
 from langgraph.channels.delta import DeltaChannel
@@ -21,7 +21,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import _messages_delta_reducer
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from bench.workload import TOOL_DESCRIPTION, TOOL_NAME, Answer, RunSession, Script, Setup, user_input
+from bench.workload import TOOL_DESCRIPTION, TOOL_NAME, FakeModel, Lookup, RunSession, Script, Setup, user_input
 
 Durability = Literal["sync", "async"]
 
@@ -32,18 +32,23 @@ class DeltaMessagesState(TypedDict):
     messages: Annotated[list[AnyMessage], DeltaChannel(_messages_delta_reducer)]
 
 
+def _asking(lookup: Lookup) -> AIMessage:
+    """A reply with an id of its own, as a provider's has: LangGraph gives one, in place, to a message without."""
+    call: ToolCall = {"name": TOOL_NAME, "args": lookup.arguments, "id": lookup.call_id, "type": "tool_call"}
+    return AIMessage("", tool_calls=[call], id=f"reply_{lookup.round}")
+
+
 def _run_session(
     script: Script, saver: BaseCheckpointSaver[str], state: type[Any], durability: Durability
 ) -> RunSession:
-    async def model(state: Any) -> dict[str, list[AIMessage]]:
-        decision = script.decide(state["messages"][-1].content)
-        if isinstance(decision, Answer):
-            return {"messages": [AIMessage(decision.text)]}
-        call = {"name": TOOL_NAME, "args": decision.arguments, "id": decision.call_id, "type": "tool_call"}
-        return {"messages": [AIMessage("", tool_calls=[call])]}
+    fake = FakeModel(script, ask=_asking, answer=lambda text: AIMessage(text, id="answer"))
 
-    async def lookup(session: str, round: int) -> str:  # noqa: A002 - the model names the argument
-        return script.lookup(session, round)
+    async def model(state: Any) -> dict[str, list[AIMessage]]:
+        messages = state["messages"]
+        return {"messages": [fake.reply(len(messages) // 2, messages[0].content, messages[-1].content)]}
+
+    async def lookup(customer: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        return script.lookup(customer, round)
 
     builder = StateGraph(state)
     builder.add_node("model", model, input_schema=state)

@@ -15,7 +15,7 @@ from bench.workload import (
     INSTRUCTIONS,
     TOOL_DESCRIPTION,
     TOOL_NAME,
-    Answer,
+    FakeModel,
     RunSession,
     Script,
     Setup,
@@ -23,21 +23,23 @@ from bench.workload import (
 )
 
 
-class FakeModel(Model):
-    """Answers from the newest input item, in the SDK's own output types."""
+class ScriptModel(Model):
+    """Answers with prebuilt output items, in the SDK's own types."""
 
     def __init__(self, script: Script) -> None:
-        self._script = script
+        self._fake: FakeModel[Any] = FakeModel(
+            script,
+            ask=lambda lookup: function_call(TOOL_NAME, lookup.arguments, call_id=lookup.call_id),
+            answer=assistant_message,
+        )
         self._responses = count()
 
     async def get_response(self, system_instructions: str | None, input: Any, *_: Any, **__: Any) -> ModelResponse:  # noqa: A002
-        newest = input if isinstance(input, str) else cast("dict[str, Any]", input[-1])
-        text = newest if isinstance(newest, str) else newest.get("output") or newest["content"]
-        decision = self._script.decide(text)
-        if isinstance(decision, Answer):
-            item: Any = assistant_message(decision.text)
+        if isinstance(input, str):
+            item = self._fake.reply(0, input, input)
         else:
-            item = function_call(TOOL_NAME, decision.arguments, call_id=decision.call_id)
+            newest = cast("dict[str, Any]", input[-1])
+            item = self._fake.reply(len(input) // 2, input[0]["content"], newest.get("output") or newest["content"])
         return ModelResponse(output=[item], usage=Usage(requests=1), response_id=f"resp_{next(self._responses)}")
 
     def stream_response(self, *_: Any, **__: Any) -> Any:
@@ -50,10 +52,10 @@ async def in_memory(setup: Setup) -> AsyncIterator[RunSession]:
     script = setup.script
 
     @function_tool(name_override=TOOL_NAME, description_override=TOOL_DESCRIPTION)
-    async def lookup(session: str, round: int) -> str:  # noqa: A002 - the model names the argument
-        return script.lookup(session, round)
+    async def lookup(customer: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        return script.lookup(customer, round)
 
-    agent = Agent(name="bench", instructions=INSTRUCTIONS, model=FakeModel(script), tools=[lookup])
+    agent = Agent(name="bench", instructions=INSTRUCTIONS, model=ScriptModel(script), tools=[lookup])
     config = RunConfig(tracing_disabled=True)
 
     async def run_session(session: str) -> str:

@@ -18,9 +18,10 @@ from pydantic import BaseModel, Field
 from bench.workload import (
     INSTRUCTIONS,
     TOOL_NAME,
-    Answer,
+    FakeModel,
     Lookup,
     LookupArguments,
+    ReplyT,
     RunSession,
     Script,
     Setup,
@@ -61,14 +62,22 @@ class Event(BaseModel):
 
 def _tools(script: Script) -> Tools:
     async def lookup(arguments: LookupArguments) -> str:
-        return script.lookup(arguments.session, arguments.round)
+        return script.lookup(arguments.customer, arguments.round)
 
     return {TOOL_NAME: (LookupArguments, lookup)}
 
 
-async def _bare_agent(script: Script, tools: Tools, session: str, events: asyncio.Queue[Any]) -> str:
-    async def call_model(messages: list[dict[str, Any]]) -> Lookup | Answer:
-        return script.decide(messages[-1]["content"])
+def _bare_model(script: Script) -> FakeModel[dict[str, Any]]:
+    def ask(lookup: Lookup) -> dict[str, Any]:
+        call = {"id": lookup.call_id, "name": TOOL_NAME, "arguments": lookup.arguments}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+    return FakeModel(script, ask, answer=lambda text: {"role": "assistant", "content": text, "tool_calls": []})
+
+
+async def _bare_agent(model: FakeModel[dict[str, Any]], tools: Tools, session: str, events: asyncio.Queue[Any]) -> str:
+    async def call_model(messages: list[dict[str, Any]]) -> dict[str, Any]:
+        return model.reply(len(messages) // 2 - 1, messages[1]["content"], messages[-1]["content"])
 
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": INSTRUCTIONS},
@@ -76,27 +85,30 @@ async def _bare_agent(script: Script, tools: Tools, session: str, events: asynci
     ]
     while True:
         await events.put({"name": "llm.called", "session_id": session})
-        decision = await call_model(messages)
+        answer = await call_model(messages)
+        messages.append(answer)
         await events.put({"name": "llm.succeeded", "session_id": session})
-        if isinstance(decision, Answer):
-            messages.append({"role": "assistant", "content": decision.text})
-            return decision.text
-        call = {"id": decision.call_id, "name": TOOL_NAME, "arguments": decision.arguments}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-        await events.put({"name": "tool.called", "session_id": session, "call": call})
-        schema, tool = tools[TOOL_NAME]
-        result = await tool(schema.model_validate(decision.arguments))
-        messages.append({"role": "tool", "tool_call_id": decision.call_id, "content": result})
-        await events.put({"name": "tool.succeeded", "session_id": session, "call": call})
+        if not answer["tool_calls"]:
+            return str(answer["content"])
+        for call in answer["tool_calls"]:
+            await events.put({"name": "tool.called", "session_id": session, "call": call})
+            schema, tool = tools[call["name"]]
+            result = await tool(schema.model_validate(call["arguments"]))
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+            await events.put({"name": "tool.succeeded", "session_id": session, "call": call})
 
 
-async def _typed_agent(script: Script, tools: Tools, session: str, events: asyncio.Queue[Any]) -> str:
-    async def call_model(messages: list[Message]) -> Message:
-        decision = script.decide(messages[-1].content)
-        if isinstance(decision, Answer):
-            return Message(role="assistant", content=decision.text)
-        call = ToolCall(id=decision.call_id, name=TOOL_NAME, arguments=json.dumps(decision.arguments))
+def _typed_model(script: Script) -> FakeModel[Message]:
+    def ask(lookup: Lookup) -> Message:
+        call = ToolCall(id=lookup.call_id, name=TOOL_NAME, arguments=json.dumps(lookup.arguments))
         return Message(role="assistant", tool_calls=[call])
+
+    return FakeModel(script, ask, answer=lambda text: Message(role="assistant", content=text))
+
+
+async def _typed_agent(model: FakeModel[Message], tools: Tools, session: str, events: asyncio.Queue[Any]) -> str:
+    async def call_model(messages: list[Message]) -> Message:
+        return model.reply(len(messages) // 2 - 1, messages[1].content, messages[-1].content)
 
     messages = [
         Message(role="system", content=INSTRUCTIONS),
@@ -123,16 +135,16 @@ async def _drain(events: asyncio.Queue[Any]) -> None:
         await events.get()
 
 
-Agent: TypeAlias = Callable[[Script, Tools, str, asyncio.Queue[Any]], Awaitable[str]]
+Agent: TypeAlias = Callable[[FakeModel[ReplyT], Tools, str, asyncio.Queue[Any]], Awaitable[str]]
 
 
 @asynccontextmanager
-async def _open(setup: Setup, agent: Agent) -> AsyncIterator[RunSession]:
+async def _open(setup: Setup, model: FakeModel[ReplyT], agent: Agent[ReplyT]) -> AsyncIterator[RunSession]:
     events: asyncio.Queue[Any] = asyncio.Queue(QUEUED_EVENTS)
     tools = _tools(setup.script)
     reader = asyncio.create_task(_drain(events))
     try:
-        yield lambda session: agent(setup.script, tools, session, events)
+        yield lambda session: agent(model, tools, session, events)
     finally:
         reader.cancel()
 
@@ -140,12 +152,12 @@ async def _open(setup: Setup, agent: Agent) -> AsyncIterator[RunSession]:
 @asynccontextmanager
 async def bare(setup: Setup) -> AsyncIterator[RunSession]:
     """Open the loop of dicts."""
-    async with _open(setup, _bare_agent) as run_session:
+    async with _open(setup, _bare_model(setup.script), _bare_agent) as run_session:
         yield run_session
 
 
 @asynccontextmanager
 async def typed(setup: Setup) -> AsyncIterator[RunSession]:
     """Open the loop of pydantic models."""
-    async with _open(setup, _typed_agent) as run_session:
+    async with _open(setup, _typed_model(setup.script), _typed_agent) as run_session:
         yield run_session

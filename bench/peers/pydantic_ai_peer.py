@@ -12,7 +12,7 @@ from bench.workload import (
     INSTRUCTIONS,
     TOOL_DESCRIPTION,
     TOOL_NAME,
-    Answer,
+    FakeModel,
     RunSession,
     Script,
     Setup,
@@ -21,19 +21,23 @@ from bench.workload import (
 
 
 def _model(script: Script) -> FunctionModel:
+    fake: FakeModel[tuple[TextPart | ToolCallPart, ...]] = FakeModel(
+        script,
+        ask=lambda lookup: (ToolCallPart(TOOL_NAME, lookup.arguments, tool_call_id=lookup.call_id),),
+        answer=lambda text: (TextPart(text),),
+    )
+    # Without usage of its own, FunctionModel counts the words of the whole history at each call: a cost of the
+    # test double, not of the library, that would grow with the conversation.
+    usage = RequestUsage(input_tokens=1, output_tokens=1)
+
     async def respond(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        newest = messages[-1].parts[-1]
-        if not isinstance(newest, ToolReturnPart | UserPromptPart):
-            message = f"the newest part is a {type(newest).__name__}"
+        said, newest = messages[0].parts[-1], messages[-1].parts[-1]
+        if not (isinstance(said, UserPromptPart) and isinstance(newest, ToolReturnPart | UserPromptPart)):
+            message = f"the history begins with a {type(said).__name__} and ends with a {type(newest).__name__}"
             raise TypeError(message)
-        decision = script.decide(str(newest.content))
-        # Without usage of its own, FunctionModel counts the words of the whole history at each call: a cost of the
-        # test double, not of the library, that would grow with the conversation.
-        usage = RequestUsage(input_tokens=1, output_tokens=1)
-        if isinstance(decision, Answer):
-            return ModelResponse(parts=[TextPart(decision.text)], usage=usage)
-        call = ToolCallPart(TOOL_NAME, decision.arguments, tool_call_id=decision.call_id)
-        return ModelResponse(parts=[call], usage=usage)
+        parts = fake.reply(len(messages) // 2, str(said.content), str(newest.content))
+        # pydantic-ai writes to the response it is given, so only what is in it can be built beforehand.
+        return ModelResponse(parts=parts, usage=usage)
 
     return FunctionModel(respond)
 
@@ -45,8 +49,8 @@ async def in_memory(setup: Setup) -> AsyncIterator[RunSession]:
     agent = Agent(_model(script), instructions=INSTRUCTIONS)
 
     @agent.tool_plain(name=TOOL_NAME, description=TOOL_DESCRIPTION)
-    async def lookup(session: str, round: int) -> str:  # noqa: A002 - the model names the argument
-        return script.lookup(session, round)
+    async def lookup(customer: str, round: int) -> str:  # noqa: A002 - the model names the argument
+        return script.lookup(customer, round)
 
     # The default of 50 requests a run is a guard for real models.
     limits = UsageLimits(request_limit=None)

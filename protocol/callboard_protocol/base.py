@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import unicodedata
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from callboard_protocol.errors import InvalidIdentifierError, UsageError
 
@@ -18,6 +21,58 @@ class Frozen(BaseModel):
     """A value object: immutable, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Given(Frozen):
+    """A value object that users write out: what does not fit is a `UsageError` that names the field."""
+
+    def __init__(self, /, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as problem:
+            raise _misuse(type(self), problem) from None
+
+    # Only who calls the class comes this way; what is read back from disk is validated without it.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def _misuse(model: type[BaseModel], problem: ValidationError) -> UsageError:
+    """The first thing that is wrong with what a model was given, and what to give instead."""
+    first = problem.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UsageError) and type(cause) is not UsageError:
+        return cause
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown_option(field, model.model_fields, of=model.__name__)
+    if first["type"] == "missing":
+        return UsageError(f"{model.__name__} needs {field!r}", hint=f"{model.__name__}({field}=...)")
+    top = model.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    if isinstance(cause, UsageError):
+        return UsageError(f"{model.__name__}: {first['loc'][0]}: {cause.message}", hint=cause.hint)
+    message = first["msg"].removeprefix("Value error, ")
+    if not field:
+        return UsageError(f"{model.__name__}: {message}", hint=f"see the fields of {model.__name__}")
+    hint = (top.description if top is not None else None) or f"{message[:1].lower()}{message[1:]}"
+    return UsageError(f"{model.__name__}: {field}={_shortened(first['input'])} does not fit", hint=hint)
+
+
+def unknown_option(name: str, known: Iterable[str], *, of: str) -> UsageError:
+    """The error for an option that does not exist; it names the nearest one."""
+    names = [*known]
+    near = difflib.get_close_matches(name, names, n=1)
+    return UsageError(
+        f"{of} has no option {name!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names)}"
+    )
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+_SHOWN = 60
+"""Characters of a wrong value that its error shows."""
 
 
 def check_identifier(value: str, what: str = "id") -> str:
@@ -32,7 +87,7 @@ def check_identifier(value: str, what: str = "id") -> str:
             or lone surrogates.
     """
     if not isinstance(value, str):
-        raise InvalidIdentifierError(f"the {what} is a {type(value).__name__}, not a string")
+        raise InvalidIdentifierError(f"the {what} is of type {type(value).__name__}, not a string")
     if not value:
         raise InvalidIdentifierError(f"the {what} is empty")
     try:
@@ -41,7 +96,7 @@ def check_identifier(value: str, what: str = "id") -> str:
         raise InvalidIdentifierError(f"the {what} {value!r} holds a lone surrogate, which UTF-8 cannot carry") from None
     if size > MAX_IDENTIFIER_BYTES:
         raise InvalidIdentifierError(f"the {what} {value[:40]!r}... is {size} bytes long")
-    if not value.isprintable() and any(ord(character) < 32 or ord(character) == 127 for character in value):
+    if not value.isprintable() and any(unicodedata.category(character) == "Cc" for character in value):
         raise InvalidIdentifierError(f"the {what} {value!r} holds a control character")
     return value
 
@@ -52,9 +107,14 @@ def as_seconds(duration: float | timedelta) -> float:
     Raises:
         UsageError: it is negative, infinite or not a number.
     """
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    try:
+        seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
-        raise UsageError(f"a duration of {duration!r} makes no sense", hint="give seconds >= 0 or a timedelta")
+        raise UsageError(
+            f"a duration of {_shortened(duration)} makes no sense", hint="give seconds >= 0 or a timedelta"
+        )
     return seconds
 
 
@@ -62,7 +122,7 @@ def _normalised(duration: float | timedelta) -> float | timedelta:
     return as_seconds(duration)
 
 
-Duration: TypeAlias = Annotated[float | timedelta, AfterValidator(_normalised)]
+Duration: TypeAlias = Annotated[float | timedelta, BeforeValidator(_normalised)]
 """Seconds or a `timedelta`; stored as seconds."""
 
 JsonObject: TypeAlias = dict[str, Any]

@@ -24,7 +24,10 @@ Live: TypeAlias = Annotated[LiveT, SkipValidation]
 class Command(BaseModel):
     """A message that expects no answer."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+    # Built on first use: importing Callboard should not pay for validators that the process may never need.
+    model_config = ConfigDict(
+        frozen=True, arbitrary_types_allowed=True, extra="forbid", protected_namespaces=(), defer_build=True
+    )
 
 
 class Request(Command, Generic[ReplyT]):

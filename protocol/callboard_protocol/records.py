@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from callboard_protocol.base import Frozen, JsonObject
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.model_calls import ModelResponse
@@ -44,6 +46,9 @@ class Record(Frozen):
         ordinal: its place among the run's records, from 0, without gaps; events show it as their `sequence`.
         at: when it was written, in unix seconds.
     """
+
+    # Built on first use: importing Callboard should not pay for validators that the process may never need.
+    model_config = ConfigDict(defer_build=True)
 
     run_id: str
     ordinal: int

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import TypeVar
 
-from callboard_protocol.base import Duration, Frozen, JsonObject, check_identifier
+from callboard_protocol.base import Duration, Frozen, Given, JsonObject, check_identifier
 from callboard_protocol.errors import RunFailedError
 from callboard_protocol.messages import ContentPart, Message
 from callboard_protocol.tools import Decision, PendingCall
@@ -21,7 +21,7 @@ OnBusy = Literal["queue", "reject", "interrupt"]
 OnCrash = Literal["resume", "restart", "fail"]
 
 
-class RunBudget(Frozen):
+class RunBudget(Given):
     """What a run may consume. None is no limit.
 
     Attributes:
@@ -43,7 +43,7 @@ class RunBudget(Frozen):
     max_resume_attempts: int = Field(default=3, ge=1)
 
 
-class RunRequest(Frozen):
+class RunRequest(Given):
     """A run as it was asked for. All of it persists.
 
     Attributes:
@@ -68,11 +68,15 @@ class RunRequest(Frozen):
     session_id: str
     run_id: str
     input_text: str = ""
-    input_parts: tuple[ContentPart, ...] = ()
+    input_parts: tuple[ContentPart, ...] = Field(
+        default=(), description="give a list of TextPart, DataPart or LinkPart"
+    )
     parent_run_id: str | None = None
     metadata: JsonObject = {}
     context_hints: JsonObject = {}
-    approvals: dict[str, Decision] = {}
+    approvals: dict[str, Decision] = Field(
+        default={}, description="give Allow(), Deny(reason), Happened(result) or NotHappened() by call id, tool or '*'"
+    )
     budget: RunBudget | None = None
     account: str | None = None
     durable: bool = True
@@ -80,9 +84,9 @@ class RunRequest(Frozen):
     on_crash: OnCrash = "resume"
     resume_from_checkpoint: str | None = None
 
-    @field_validator("agent_id", "session_id", "run_id")
+    @field_validator("agent_id", "session_id", "run_id", mode="before")
     @classmethod
-    def _storable(cls, value: str, info: Any) -> str:
+    def _storable(cls, value: Any, info: Any) -> str:
         return check_identifier(value, str(info.field_name).replace("_", " "))
 
     @model_validator(mode="after")

@@ -134,7 +134,20 @@ class HeadFold:
 
     def head(self) -> SessionHead:
         """Where the session stands now."""
-        return self._base.model_copy(update={name: getattr(self, name) for name in self.__slots__ if name != "_base"})
+        return SessionHead(
+            session_id=self._base.session_id,
+            fence=self._base.fence,
+            next_sequence=self.next_sequence,
+            transcript_length=self.transcript_length,
+            artifact_count=self.artifact_count,
+            state_sequence=self.state_sequence,
+            usage=self.usage,
+            run_count=self.run_count,
+            active_run=self.active_run,
+            last_run=self.last_run,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+        )
 
 
 class SessionCheckpoint(Frozen):

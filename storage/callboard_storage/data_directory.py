@@ -11,9 +11,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
-from callboard_protocol.errors import StoreOpenError
+import pykka
+
+from callboard_protocol.errors import StoreClosedError, StoreOpenError
 from callboard_storage import doors
 from callboard_storage.fencing import Refusals
 from callboard_storage.lmdb_environment import LmdbEnvironment
@@ -46,18 +49,19 @@ class DataDirectory:
         self.options = (map_size, max_bytes)
         self.users = 0
         self.is_forked = False
-        self._lock = DirectoryLock(path)
-        self._lock.acquire()
-        try:
-            self.environment = LmdbEnvironment(path, map_size)
-        except BaseException:
-            self._lock.release()
-            raise
-        self.queue = WriteQueue()
+        self.queue = WriteQueue(self._wake)
         self.refusals = Refusals()
-        self.reader = ThreadPoolExecutor(1, thread_name_prefix="callboard-reader")
-        self._writer = StoreWriter.start(self.environment, self.queue, self.refusals, max_bytes)
-        self.queue.wake = self._wake
+        self._lock = DirectoryLock(path)
+        with ExitStack() as opened:
+            self._lock.acquire()
+            opened.callback(self._lock.release)
+            self.environment = LmdbEnvironment(path, map_size)
+            opened.callback(self.environment.close)
+            self._writer = StoreWriter.start(self.environment, self.queue, self.refusals, max_bytes)
+            opened.callback(self._writer.stop)
+            self.reader = ThreadPoolExecutor(1, thread_name_prefix="callboard-reader")
+            opened.callback(self.reader.shutdown)
+            self._close = opened.pop_all().close
 
     def check_readers(self) -> None:
         """Have the writer free the reader slots of dead processes."""
@@ -65,12 +69,7 @@ class DataDirectory:
 
     def close(self) -> None:
         """Write what waits, then close everything."""
-        try:
-            self._writer.stop(block=True)
-        finally:
-            self.reader.shutdown()
-            self.environment.close()
-            self._lock.release()
+        self._close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: use nothing and close nothing but the owner file."""
@@ -78,7 +77,10 @@ class DataDirectory:
         self._lock.leave_to_parent()
 
     def _wake(self) -> None:
-        self._writer.tell(Wake.WRITE)
+        try:
+            self._writer.tell(Wake.WRITE)
+        except pykka.ActorDeadError:
+            raise StoreClosedError(f"the store at {self.path} was closed") from None
 
 
 def acquire(

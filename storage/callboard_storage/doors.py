@@ -59,7 +59,7 @@ def prepare_directory(path: str | os.PathLike[str]) -> Path:
     """
     directory = Path(path).expanduser()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = directory.resolve(strict=True)
         entries = sorted(entry.name for entry in directory.iterdir())
     except (FileExistsError, NotADirectoryError) as error:
@@ -168,6 +168,25 @@ def check_data_format(directory: Path, readable: int) -> bool:
     if found != readable:
         raise engine_mismatch(directory, _DATA_FORMATS.get(found, f"an engine of data format {found}"))
     return False
+
+
+def make_durable(directory: Path) -> None:
+    """Have the disk keep the names of a new directory and of the files in it: LMDB syncs only what they hold.
+
+    Raises:
+        StoreOpenError: the disk refuses.
+    """
+    for place in (directory, directory.parent):
+        try:
+            descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if place == directory:
+                raise StoreOpenError(f"{directory} cannot be synced: {error.strerror}") from error
+            logger.warning("%s cannot be synced: %s", place, error)  # not ours to read, but its owner's to keep
 
 
 def engine_mismatch(directory: Path, found: str) -> StoreVersionError:

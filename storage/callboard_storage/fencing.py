@@ -94,7 +94,8 @@ class Refusals:
 
     def refuse(self, session_id: str, error: CallboardError) -> None:
         """Refuse the session's fenced batches from now on, until `deliver`."""
-        self._refused[session_id] = _Refusal(error)
+        with self._lock:
+            self._refused[session_id] = _Refusal(error)
 
     def standing(self, session_id: str, stamp: int) -> CallboardError | None:
         """The error of a batch that was committed before its session knew of the refusal; None if it did know."""
@@ -105,13 +106,13 @@ class Refusals:
 
     def deliver(self, session_id: str) -> None:
         """The session is being told now. Called on its committer's loop, just before its acknowledgement."""
-        refusal = self._refused.get(session_id)
-        if refusal is not None and refusal.delivered_at is None:
-            with self._lock:
+        with self._lock:
+            refusal = self._refused.get(session_id)
+            if refusal is not None and refusal.delivered_at is None:
                 self.stamp += 1
                 refusal.delivered_at = self.stamp
 
     def forget_delivered(self) -> None:
         """Drop delivered refusals. Called when no batch waits: none is left that an old stamp could refuse."""
-        for session_id in [one for one, refusal in self._refused.items() if refusal.delivered_at is not None]:
-            del self._refused[session_id]
+        with self._lock:
+            self._refused = {one: refusal for one, refusal in self._refused.items() if refusal.delivered_at is None}

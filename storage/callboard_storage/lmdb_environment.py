@@ -199,7 +199,7 @@ class LmdbEnvironment:
         self._map_size = map_size
         self._swap = threading.Lock()
         self._is_closed = False
-        self._environment, self._databases = self._open()
+        self._opened = self._open()
 
     def read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
         """Run `work` over one snapshot, which ends with it.
@@ -209,20 +209,22 @@ class LmdbEnvironment:
             StoreError: the engine could not read.
         """
         while True:
-            environment = self._environment
+            opened = self._opened
+            environment, databases = opened
             try:
                 with environment.begin() as transaction:
-                    return work(ReadTransaction(transaction, self._databases))
+                    return work(ReadTransaction(transaction, databases))
             except lmdb.Error as error:
-                with self._swap:  # a reopening in progress ends first
+                with self._swap:  # if it is being opened anew, that ends first
                     if self._is_closed:
                         raise StoreClosedError("the store was closed") from error
-                    if self._environment is environment:
+                    if self._opened is opened:
                         raise translated(error, "reading") from error
 
     def begin_write(self) -> WriteTransaction:
         """Begin the write transaction, on the thread that will end it."""
-        return WriteTransaction(self._environment.begin(write=True), self._databases)
+        environment, databases = self._opened
+        return WriteTransaction(environment.begin(write=True), databases)
 
     def settle(self, transaction_id: int) -> bool:
         """After a commit that failed: open the environment anew and see whether the transaction is on disk after all.
@@ -231,16 +233,17 @@ class LmdbEnvironment:
             StoreError: it cannot be opened any more.
         """
         with self._swap:
-            self._environment.close()
-            self._environment, self._databases = self._open()
-            is_there = self._environment.info()["last_txnid"] >= transaction_id
+            self._opened[0].close()
+            self._opened = self._open()
+            environment = self._opened[0]
+            is_there = environment.info()["last_txnid"] >= transaction_id
             if is_there:
-                self._environment.sync(True)
+                environment.sync(True)
             return is_there
 
     def check_readers(self) -> int:
         """Free the reader slots of dead processes; returns how many there were."""
-        return self._environment.reader_check()
+        return self._opened[0].reader_check()
 
     def bytes_on_disk(self) -> int:
         """The data file's size."""
@@ -250,7 +253,7 @@ class LmdbEnvironment:
         """Close it. Closing twice is harmless."""
         with self._swap:
             self._is_closed = True
-            self._environment.close()
+            self._opened[0].close()
 
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)
@@ -260,6 +263,8 @@ class LmdbEnvironment:
         try:
             databases = _open_tables(environment, self.directory)
             environment.reader_check()
+            if is_new:
+                doors.make_durable(self.directory)
         except lmdb.Error as error:
             environment.close()
             raise StoreOpenError(f"{self.directory} cannot be opened: {error}") from error

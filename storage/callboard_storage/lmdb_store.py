@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,13 +67,20 @@ class LmdbStore:
         """
         if self._directory is not None:
             return
-        self._directory = await asyncio.to_thread(
-            data_directory.acquire,
-            self._path,
-            map_size=self._map_size,
-            max_bytes=self._max_bytes,
-            kind_of=self._kind_of_file_system,
+        acquired = _on_own_thread(
+            partial(
+                data_directory.acquire,
+                self._path,
+                map_size=self._map_size,
+                max_bytes=self._max_bytes,
+                kind_of=self._kind_of_file_system,
+            )
         )
+        try:
+            self._directory = await asyncio.shield(acquired)
+        except asyncio.CancelledError:
+            acquired.add_done_callback(_give_back)
+            raise
         self._check_readers_later()
 
     async def close(self) -> None:
@@ -80,7 +89,7 @@ class LmdbStore:
         if self._reader_check is not None:
             self._reader_check.cancel()
         if directory is not None:
-            await asyncio.to_thread(data_directory.release, directory)
+            await asyncio.shield(_on_own_thread(partial(data_directory.release, directory)))
 
     def batch(self, session_id: str) -> FrameBatch:
         """An empty batch for one session."""
@@ -215,6 +224,20 @@ class LmdbStore:
         if self._directory is not None and not self._directory.is_forked:
             self._directory.check_readers()
             self._check_readers_later()
+
+
+def _on_own_thread(work: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
+    """Run blocking work on a thread of its own: the loop's default threads may all be held by someone's tools."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="callboard-store")
+    try:
+        return asyncio.get_running_loop().run_in_executor(executor, work)
+    finally:
+        executor.shutdown(wait=False)
+
+
+def _give_back(acquired: asyncio.Future[DataDirectory]) -> None:
+    if not acquired.cancelled() and acquired.exception() is None:
+        data_directory.release(acquired.result())
 
 
 def _delete(transaction: WriteTransaction, prefix: bytes) -> int:

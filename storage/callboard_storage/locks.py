@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from callboard_protocol.errors import StoreInUseError, StoreOpenError
@@ -54,9 +55,10 @@ class DirectoryLock:
         except OSError as error:
             os.close(descriptor)
             raise StoreOpenError(f"{self._path} cannot be locked: {error.strerror}") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         self._descriptor = descriptor
+        with suppress(OSError):  # a full disk must not keep anyone out; the pid is only for the other's error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
 
     def release(self) -> None:
         """Give the directory back. Releasing twice is harmless."""

@@ -54,16 +54,16 @@ class WriteQueue:
     """Any thread puts, only the writer takes. It needs no lock: a deque's ends and a flag are atomic under the GIL.
 
     Args:
+        wake: called by the first `put` after the writer fell asleep.
         group_bytes: how much one transaction takes.
 
     Attributes:
-        wake: called by the first `put` after the writer fell asleep.
         commits: transactions committed so far.
         batches: batches those held together.
     """
 
-    def __init__(self, group_bytes: int = GROUP_BYTES) -> None:
-        self.wake: Callable[[], None] = lambda: None
+    def __init__(self, wake: Callable[[], None], group_bytes: int = GROUP_BYTES) -> None:
+        self._wake = wake
         self.commits = 0
         self.batches = 0
         self._waiting: deque[Commit | Operation] = deque()
@@ -75,7 +75,7 @@ class WriteQueue:
         self._waiting.append(item)
         if not self._is_awake:
             self._is_awake = True
-            self.wake()
+            self._wake()
 
     def take(self) -> list[Commit] | Operation | None:
         """What the next transaction does; None once nothing waits and the next `put` will wake the writer again."""

@@ -6,6 +6,7 @@ import sys
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -465,22 +466,49 @@ async def test_a_message_from_a_thread_that_its_actor_does_not_live_to_see_is_re
     system: ActorSystem, caplog: pytest.LogCaptureFixture
 ):
     ref = system.start(Doer)
-
-    def send() -> list[BaseException]:
-        ref.tell(Ping())
-        # The loop is busy waiting for this thread: the message is on its way until it is back.
-        assert ref.is_alive()
+    with ThreadPoolExecutor(2) as pool:
+        # The loop has no turn until the first await below: what the threads send is on its way until then.
+        pool.submit(ref.tell, Ping()).result()
+        asking = pool.submit(ref.ask_blocking, Do(function=str))
+        while len(system.in_transit) < 2:
+            pass
         assert not ref.mailbox_empty
-        return []
-
-    loop = asyncio.get_running_loop()
-    with_a_message_on_its_way = loop.run_in_executor(None, send)
-    while ref.mailbox_empty:
-        pass
-    assert not ref.stop_now()
-    ref.actor_stopped.set()
-    await with_a_message_on_its_way
+        assert not ref.stop_now()
+        ref.actor_stopped.set()
+        with pytest.raises(ActorDied) as caught:
+            await asyncio.wrap_future(asking)
+    assert caught.value.handled == "no"
     assert "Doer#1 stopped before Ping reached it" in caplog.text
+
+
+async def test_messages_on_their_way_from_threads_count_towards_the_bound(system: ActorSystem):
+    class Small(Doer):
+        mailbox_limit = 2
+
+    ref = system.start(Small)
+    with ThreadPoolExecutor(1) as pool:
+        sent = [pool.submit(ref.tell, Ping()).exception() for _ in range(4)]
+    assert [type(error) for error in sent] == [type(None), type(None), MailboxFull, MailboxFull]
+    with pytest.raises(MailboxFull):
+        ref.tell(Ping())
+
+
+async def test_other_threads_are_served_while_the_system_drains():
+    system = ActorSystem()
+    ref = system.start(Doer)
+    busy = system.start(Doer)
+    stopping: asyncio.Event = asyncio.Event()
+
+    async def ask_in_a_thread(_: Doer) -> object:
+        await stopping.wait()
+        return await asyncio.to_thread(ref.ask_blocking, Do(function=lambda _: "served"))
+
+    answer = asyncio.create_task(busy.ask(DoAsync(function=ask_in_a_thread)))
+    await sent()
+    stop = asyncio.create_task(system.stop())
+    asyncio.get_running_loop().call_soon(stopping.set)
+    assert await answer == "served"
+    await stop
 
 
 async def test_a_sender_whose_message_never_arrives_is_released_when_the_system_stops(monkeypatch: pytest.MonkeyPatch):

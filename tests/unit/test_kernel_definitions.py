@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Never, TypeVar
+from typing import TYPE_CHECKING, Generic, Never, TypeVar
 
 import pytest
 
@@ -24,6 +24,7 @@ class Price(Request[int]):
 
 
 CommandT = TypeVar("CommandT", bound=Command)
+GoodsT = TypeVar("GoodsT")
 
 
 class Base(Actor[CommandT]):
@@ -57,6 +58,17 @@ def test_a_subclass_of_a_declared_actor_inherits_its_handlers_and_may_override_t
     assert set(Kiosk.handler_table) == {Open, Close}
     assert Kiosk.handler_table[Open].function is Kiosk.__dict__["open"]
     assert Kiosk.handler_table[Close] is not None
+
+
+def test_a_declared_actor_may_be_generic_in_something_else():
+    class Shop(Actor[Open], Generic[GoodsT]):
+        @handles
+        def open(self, message: Open) -> None: ...
+
+    class Bakery(Shop[int]):
+        pass
+
+    assert set(Bakery.handler_table) == {Open}
 
 
 def test_overriding_a_handler_without_the_decorator_is_an_error_that_says_so():

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pykka
 import pytest
 
+from callboard import replies
 from callboard.kernel import LoopFuture
-from callboard.replies import Deadlines, for_receiver, fresh
+from callboard.replies import DeadlineRow, Deadlines, for_receiver, fresh
 from callboard_protocol.errors import ActorError, AskTimeout, CallboardError, UsageError, WouldDeadlockError
 
 pytestmark = pytest.mark.anyio
@@ -179,6 +182,43 @@ async def test_a_timeout_must_be_a_number_of_seconds():
     assert deadlines.row(-1) is deadlines.row(0)
 
 
+class FrozenLoop:
+    """A loop whose time is what the test says, and which only notes its timers."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers: list[float] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: object) -> None:
+        self.call_at(self.now + delay, callback)
+
+    def call_at(self, when: float, callback: object) -> None:
+        self.timers.append(when)
+
+
+async def test_asks_that_fall_due_close_together_are_swept_together():
+    loop: Any = FrozenLoop()
+    row = DeadlineRow(loop, 50)
+    waiters = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    for waiter, moment in zip(waiters, (100, 100.4, 120), strict=True):
+        loop.now = moment
+        row.add(waiter, "someone", "message")
+        row.timer = row.timer or object()  # type: ignore[assignment]
+    assert loop.timers == [150]
+    loop.now = 150
+    row._sweep()
+    assert [waiter.done() for waiter in waiters] == [True, False, False]
+    loop.now = 151
+    row._sweep()
+    assert [waiter.done() for waiter in waiters] == [True, True, False]
+    assert loop.timers == [150, 151, 170]
+    for waiter in waiters[:2]:
+        assert isinstance(waiter.exception(), AskTimeout)
+
+
 async def test_asks_fall_due_in_their_own_time():
     loop = asyncio.get_running_loop()
     deadlines = Deadlines(loop)
@@ -206,6 +246,17 @@ def test_a_hook_is_not_set_on_a_future_that_is_done():
     future.set(1)
     with pytest.raises(asyncio.InvalidStateError):
         future.set_get_hook(lambda _: 2)
+
+
+def test_an_answer_that_comes_as_a_thread_begins_to_wait_is_not_missed(monkeypatch: pytest.MonkeyPatch):
+    future = LoopFuture[int]()
+
+    def event() -> threading.Event:
+        future.set(3)
+        return threading.Event()
+
+    monkeypatch.setattr(replies, "threading", SimpleNamespace(Event=event))
+    assert future.get(timeout=1) == 3
 
 
 def test_every_blocked_thread_wakes():

@@ -185,6 +185,7 @@ async def test_nothing_is_started_again_while_the_system_stops(caplog: pytest.Lo
     await system.stop()
     assert not ref.is_alive()
     assert restarts == []
+    assert system.health.healthy
     with pytest.raises(RuntimeClosedError):
         system.start(Worker)
 

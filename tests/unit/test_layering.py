@@ -1,0 +1,73 @@
+"""The lint rule against upward imports is shown to bite, and the rooms to keep to it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def banned_imports(code: str, beside: str) -> list[str]:
+    """What ruff says of `code` if it stood in the folder `beside`."""
+    checked = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--select", "TID251", "--output-format", "json", "--no-cache",
+         "--stdin-filename", f"{beside}/newcomer.py", "-"],
+        cwd=ROOT, input=code, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    return [found["message"] for found in json.loads(checked.stdout)]
+
+
+@pytest.mark.parametrize(
+    ("room", "statement"),
+    [
+        ("protocol/callboard_protocol", "import callboard"),
+        ("protocol/callboard_protocol", "from callboard.runtime import Runtime"),
+        ("protocol/callboard_protocol", "from callboard_storage import Store"),
+        ("protocol/callboard_protocol", "import msgpack"),
+        ("storage/callboard_storage", "from callboard.kernel import Actor"),
+        ("actors/callboard", "import lmdb"),
+        ("actors/callboard", "import msgpack"),
+    ],
+)
+def test_an_upward_import_is_a_lint_error(room: str, statement: str) -> None:
+    assert banned_imports(statement + "\n", room)
+
+
+@pytest.mark.parametrize(
+    ("room", "statement"),
+    [
+        ("storage/callboard_storage", "from callboard_protocol.errors import StoreError"),
+        ("actors/callboard", "from callboard_storage.store import Store"),
+        ("actors/callboard", "from callboard_protocol.runs import RunBudget"),
+    ],
+)
+def test_a_downward_import_is_not(room: str, statement: str) -> None:
+    assert banned_imports(statement + "\n", room) == []
+
+
+def importers_of(package: str) -> set[str]:
+    """The source files that import `package` by name."""
+    starts = (f"import {package}", f"from {package}")
+    return {
+        str(path.relative_to(ROOT))
+        for root in ("protocol", "storage", "actors")
+        for path in (ROOT / root).rglob("*.py")
+        if any(line.strip().startswith(starts) for line in path.read_text().splitlines())
+    }
+
+
+@pytest.mark.parametrize("package", ["lmdb", "msgpack", "tenacity"])
+def test_one_module_imports_a_third_party_dependency(package: str) -> None:
+    assert len(importers_of(package)) == 1
+
+
+def test_importing_callboard_pulls_in_no_engine_and_no_command_line() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, callboard; print(*sys.modules)"],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout.split()  # fmt: skip
+    for package in ("lmdb", "typer", "rich", "openai", "mcp", "opentelemetry", "langgraph"):
+        assert package not in loaded

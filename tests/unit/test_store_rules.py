@@ -1,0 +1,248 @@
+"""The pure parts of the stores: keys, fences, refusals, the queue, the quota, which store is meant."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callboard_protocol.errors import FencedError, InvalidIdentifierError, StoreError, StoreFullError
+from callboard_protocol.records import RunEnded, RunSuspended, StepCompleted
+from callboard_storage import keys
+from callboard_storage.batch import FrameBatch
+from callboard_storage.fencing import Refusals, Verdict, judge
+from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.memory_store import MemoryStore
+from callboard_storage.open_store import open_store
+from callboard_storage.quota import Quota
+from callboard_storage.store import Fence
+from callboard_storage.write_queue import Commit, Operation, WriteQueue
+
+
+def step(ordinal: int, value: Any = None) -> StepCompleted:
+    return StepCompleted(run_id="run", ordinal=ordinal, at=1.0, step=str(ordinal), kind="tool", value=value)
+
+
+def batch_of(first: int, *values: Any, session_id: str = "session") -> FrameBatch:
+    batch = FrameBatch(session_id)
+    for number, value in enumerate(values):
+        batch.append(first + number, step(number, value))
+    return batch
+
+
+# ---- keys
+
+
+def test_keys_of_a_session_lie_together_and_in_order():
+    log = [
+        keys.session_prefix(session_id) + keys.pack_sequence(sequence)
+        for session_id in ("a", "a b", "ab", "b")
+        for sequence in (0, 1, 255, 256, 2**40)
+    ]
+    assert sorted(log) == log
+    prefix = keys.session_prefix("a")
+    inside = [key for key in log if prefix <= key < keys.after_prefix(prefix)]
+    assert inside == log[:5]
+    assert [keys.sequence_of(key) for key in inside] == [0, 1, 255, 256, 2**40]
+
+
+def test_the_longest_ids_make_keys_that_lmdb_takes():
+    prefix = keys.session_prefix("s" * 200)
+    assert len(prefix + keys.pack_sequence(2**64 - 1)) <= keys.MAX_KEY_BYTES
+    assert len(keys.name_key(prefix, "r" * 200 + ":step:" + "9" * 20, "checkpoint id")) <= keys.MAX_KEY_BYTES
+
+
+def test_a_name_too_long_for_its_key_says_what_is_left():
+    with pytest.raises(InvalidIdentifierError, match="310 bytes are left"):
+        keys.name_key(keys.session_prefix("s" * 200), "n" * 311, "name")
+    assert keys.name_key(keys.session_prefix("s" * 200), "n" * 310, "name")
+
+
+# ---- fences
+
+
+def test_a_batch_is_judged_by_where_the_log_ends():
+    batch = batch_of(3, "x", "y")
+    frames = dict(batch.log)
+    assert judge(batch, None, 99, frames.get) is Verdict.WRITE
+    assert judge(batch, Fence(2), 2, frames.get) is Verdict.WRITE
+    assert judge(batch, Fence(2), 4, frames.get) is Verdict.REPLAY
+    assert judge(batch, Fence(2), 9, frames.get) is Verdict.REPLAY
+    assert isinstance(judge(batch, Fence(2), 3, frames.get), FencedError)
+    assert isinstance(judge(batch, Fence(2), 1, frames.get), FencedError)
+    assert isinstance(judge(batch, Fence(2), 4, {}.get), FencedError)
+    assert isinstance(judge(FrameBatch("session"), Fence(2), 4, frames.get), FencedError)
+
+
+def test_a_refusal_stands_until_it_is_delivered_and_for_what_was_committed_before():
+    refusals = Refusals()
+    before = refusals.stamp
+    assert not refusals
+    refusals.refuse("session", FencedError("no"))
+    assert refusals
+    assert isinstance(refusals.standing("session", before), FencedError)
+    assert isinstance(refusals.standing("session", refusals.stamp), FencedError)
+    assert refusals.standing("other", before) is None
+    refusals.forget_delivered()
+    assert isinstance(refusals.standing("session", before), FencedError)
+
+    refusals.deliver("session")
+    assert isinstance(refusals.standing("session", before), FencedError)
+    assert refusals.standing("session", refusals.stamp) is None
+    refusals.deliver("session")
+    assert refusals.standing("session", refusals.stamp) is None
+
+    refusals.forget_delivered()
+    assert not refusals
+
+
+def test_a_second_refusal_stands_until_it_is_delivered_as_well():
+    refusals = Refusals()
+    refusals.refuse("session", FencedError("first"))
+    refusals.deliver("session")
+    stamp = refusals.stamp
+    refusals.refuse("session", FencedError("second"))
+    assert str(refusals.standing("session", stamp)).startswith("second")
+    refusals.deliver("session")
+    assert refusals.standing("session", stamp) is not None
+    assert refusals.standing("session", refusals.stamp) is None
+
+
+# ---- the queue
+
+
+class Alarm:
+    """Counts how often the writer was woken."""
+
+    def __init__(self) -> None:
+        self.rings = 0
+
+    def __call__(self) -> None:
+        self.rings += 1
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def commit_of(loop: asyncio.AbstractEventLoop, size: int) -> Commit:
+    return Commit(batch_of(0, "x" * size), Fence(-1), loop, lambda _: None, 0)
+
+
+def test_only_the_first_of_a_group_wakes_the_writer(loop):
+    alarm = Alarm()
+    queue = WriteQueue(alarm)
+    first = [commit_of(loop, 1) for _ in range(3)]
+    for item in first:
+        queue.put(item)
+    assert alarm.rings == 1
+    assert queue.take() == first
+    queue.put(first[0])
+    assert alarm.rings == 1
+    assert queue.take() == [first[0]]
+    assert queue.take() is None
+    queue.put(first[1])
+    assert alarm.rings == 2
+
+
+def test_a_group_is_bounded_in_bytes_and_the_rest_keeps_its_turn(loop):
+    queue = WriteQueue(Alarm(), group_bytes=10_000)
+    items = [commit_of(loop, size) for size in (4000, 4000, 4000, 50_000, 10, 10)]
+    for item in items:
+        queue.put(item)
+    groups = []
+    while (group := queue.take()) is not None:
+        groups.append(group)
+    assert groups == [items[:2], items[2:3], items[3:4], items[4:]]
+
+
+def test_an_operation_has_a_transaction_to_itself(loop):
+    queue = WriteQueue(Alarm())
+    operation = Operation(lambda _: 0, loop, lambda _count, _error: None)
+    commits = [commit_of(loop, 1) for _ in range(4)]
+    for item in (operation, *commits[:2], operation, *commits[2:]):
+        queue.put(item)
+    assert [queue.take() for _ in range(5)] == [operation, commits[:2], operation, commits[2:], None]
+
+
+# ---- the quota
+
+
+class Pages:
+    """A transaction that only knows how much there is."""
+
+    def __init__(self, used: int) -> None:
+        self.used = used
+        self.asked = 0
+
+    def bytes_used(self) -> int:
+        self.asked += 1
+        return self.used
+
+
+def test_a_full_store_refuses_what_goes_on_and_takes_what_ends():
+    quota = Quota(1000)
+    quota.measure(Pages(1000))
+    ending = FrameBatch("session")
+    ending.append(0, RunSuspended(run_id="run", ordinal=0, at=1.0))
+    ending.append(1, RunEnded(run_id="run", ordinal=1, at=1.0, stop_reason="failed"))
+    assert isinstance(quota.refusal(batch_of(0, "x")), StoreFullError)
+    assert quota.refusal(ending) is None
+    assert quota.refusal(FrameBatch("session")) is None
+
+
+def test_without_a_quota_nothing_is_counted():
+    quota = Quota(None)
+    pages = Pages(10**15)
+    quota.measure(pages)
+    assert pages.asked == 0
+    assert quota.refusal(batch_of(0, "x")) is None
+
+
+def test_live_bytes_are_counted_anew_only_near_the_limit():
+    quota = Quota(1_000_000)
+    pages = Pages(0)
+    quota.measure(pages)
+    quota.count(batch_of(0, "x" * 1000))
+    quota.measure(pages)
+    assert pages.asked == 1
+    for _ in range(300):
+        quota.count(batch_of(0, "x" * 1000))
+    quota.measure(pages)
+    assert pages.asked == 2
+    quota.forget()
+    quota.measure(pages)
+    assert pages.asked == 3
+
+
+def test_what_one_group_adds_counts_against_the_quota():
+    quota = Quota(5000)
+    quota.measure(Pages(1000))
+    taken = 0
+    while quota.refusal(batch_of(0, "x" * 900)) is None:
+        quota.count(batch_of(0, "x" * 900))
+        taken += 1
+    assert taken == 5
+
+
+# ---- which store is meant
+
+
+def test_a_path_means_a_directory_and_none_means_memory(tmp_path: Path):
+    assert isinstance(open_store(None), MemoryStore)
+    assert isinstance(open_store(tmp_path / "data"), LmdbStore)
+    assert isinstance(open_store(str(tmp_path / "data")), LmdbStore)
+    store = MemoryStore()
+    assert open_store(store) is store
+
+
+def test_errors_are_fresh_for_each_receiver():
+    error = StoreError("once", context={"a": 1})
+    twin = error.fresh()
+    assert twin is not error
+    assert (type(twin), str(twin), twin.context) == (StoreError, str(error), {"a": 1})

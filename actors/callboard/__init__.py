@@ -1,6 +1,6 @@
 """Callboard: an embeddable, actor-based runtime for durable LLM agent runs."""
 
-from callboard.agents import Agent, RunInfo
+from callboard.agents import Agent
 from callboard.context import ContextAssembler, FullContext, SlidingWindow
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.memories import WindowMemory
@@ -9,6 +9,7 @@ from callboard.models import Model, ScriptedModel
 from callboard.retry import Retry
 from callboard.run import RunContext
 from callboard.run_handle import RunHandle, RunStream
+from callboard.run_info import RunInfo
 from callboard.runtime import Runtime
 from callboard.sync_runtime import SyncRuntime
 from callboard.tool import FunctionTool, tool

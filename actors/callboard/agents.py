@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, Unpack, cast, overload
 
@@ -16,6 +15,7 @@ from callboard.memory import Memory
 from callboard.models.base import Model, resolve_model
 from callboard.output import OutputContract
 from callboard.patterns import Pattern, resolve_pattern
+from callboard.run_info import RunInfo
 from callboard.tool import Tool
 from callboard_protocol.base import as_seconds, check_identifier
 from callboard_protocol.errors import AgentDefinitionError
@@ -28,25 +28,6 @@ if TYPE_CHECKING:
 
 DepsT = TypeVar("DepsT", default=None)
 OutputT = TypeVar("OutputT", default=str)
-
-
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """What a deps factory learns about the run it serves.
-
-    Attributes:
-        run_id: the run.
-        session_id: its session.
-        agent_id: its agent.
-        attempt: 1 at the first start, more after a recovery.
-        metadata: the request's.
-    """
-
-    run_id: str
-    session_id: str
-    agent_id: str
-    attempt: int
-    metadata: dict[str, Any]
 
 
 DepsFactory = Callable[[RunInfo], AbstractAsyncContextManager[DepsT]]

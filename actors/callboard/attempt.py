@@ -7,7 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
-from callboard.agents import Agent, RunInfo
+from callboard.agents import Agent
 from callboard.directory import Directory
 from callboard.entries import ended_early, moved, result_of, write_entry
 from callboard.history import Conversation
@@ -17,6 +17,7 @@ from callboard.live_run import LiveRun, SessionState
 from callboard.memory import Exchange, Memory, MemoryActor
 from callboard.model_step import feedback_for
 from callboard.run import RunContext
+from callboard.run_info import RunInfo
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.snapshot import snapshot_of

@@ -1,7 +1,5 @@
 """How much a runtime takes on, and how much it has in hand."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from callboard_protocol.base import Duration, Frozen, Given

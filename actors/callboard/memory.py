@@ -1,7 +1,5 @@
 """Memory: what outlives a run beside the transcript, and the actor that owns one session's."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

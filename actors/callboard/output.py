@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from callboard_protocol.base import JsonObject
-from callboard_protocol.errors import AgentDefinitionError
+from callboard_protocol.errors import AgentDefinitionError, UnpersistableValueError
+from callboard_protocol.failures import text_of
 
 
 class OutputContract:
@@ -25,9 +26,9 @@ class OutputContract:
         self.is_text = output_type is str
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(output_type)
-        except PydanticSchemaGenerationError as problem:
+        except PydanticSchemaGenerationError:
             raise AgentDefinitionError(
-                f"output_type {output_type!r} cannot be validated: {problem}",
+                f"output_type={output_type!r} is no type that a value can be validated against",
                 hint="use a pydantic model or plain types",
             ) from None
         self.schema: JsonObject | None = None if self.is_text else self._adapter.json_schema()
@@ -50,8 +51,19 @@ class OutputContract:
             raise ValueError(_readable(problem)) from None
 
     def dump(self, output: Any) -> Any:
-        """The output as plain data."""
-        return output if self.is_text else self._adapter.dump_python(output)
+        """The output as plain data.
+
+        Raises:
+            UnpersistableValueError: it has none.
+        """
+        if self.is_text:
+            return output
+        try:
+            return self._adapter.dump_python(output)
+        except Exception as problem:
+            raise UnpersistableValueError(
+                f"the output, a {type(output).__qualname__}, cannot be stored: {text_of(problem)}"
+            ) from problem
 
     def load(self, plain: Any) -> Any:
         """What `dump` gave, as the output type again."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from callboard.live_run import LiveRun
 from callboard.scopes import Scope
@@ -20,7 +20,7 @@ from callboard_protocol.commands import LeaveSlot, RegainSlot
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, UnpersistableValueError, UsageError
 from callboard_protocol.events import check_custom_name
-from callboard_protocol.failures import StepFailedError, describe, restore
+from callboard_protocol.failures import StepFailedError, describe, restore, text_of
 from callboard_protocol.records import SleepBegan, StepCompleted, StepKind
 from callboard_protocol.runs import RunArtifact
 
@@ -34,8 +34,8 @@ async def run_function(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run `fn` as a step; see `RunContext.step`."""
-    if not inspect.iscoroutinefunction(fn) and not callable(fn):
-        raise UsageError(f"ctx.step({name!r}) got {fn!r}", hint="give it an async function and its arguments")
+    if not callable(fn):
+        raise UsageError(f"ctx.step({name!r}, ...) got {fn!r:.60}, which is no function", hint=_HOW)
     step = scope.begin(f"step {name!r}")
     try:
         adapter = _returns(fn)
@@ -67,21 +67,58 @@ async def _execute(
     value: Any = None
     error: CallboardError | None = None
     try:
-        value = adapter.dump_python(adapter.validate_python(await fn(*args, **kwargs)), warnings="error")
+        value = fn(*args, **kwargs)
+        if not inspect.isawaitable(value):
+            raise UsageError(f"step {name!r}: {fn!r:.60} is no async function", hint=_HOW)
+        value = await value
     except CallboardError as problem:
         error = problem
-    except ValidationError as problem:
-        error = UnpersistableValueError(
-            f"step {name!r} of run {run.run_id} returned something else than its annotation says: {problem}"
-        )
-    except Exception as problem:  # noqa: BLE001  (whatever the user's function raises is the step's outcome)
-        error = StepFailedError(f"step {name!r} raised {type(problem).__name__}: {problem}")
-        error.__cause__ = problem
+    except (Exception, *NOT_MEANT_FOR_US) as problem:  # whatever the user's function raises is the step's outcome
+        error = failed(f"step {name!r}", problem)
+    else:
+        try:
+            value = adapter.dump_python(adapter.validate_python(value), warnings="error")
+        except Exception as problem:  # noqa: BLE001  (pydantic's own errors, and those of a user's validators)
+            error = _unfit(name, value, problem)
+            value = None
     record = _record(
         run, scope, step, "step", name, fit=fit, value=value, error=error, duration=time.monotonic() - started
     )
     await run.complete(record)
     return record
+
+
+def _unfit(name: str, value: Any, problem: Exception) -> UnpersistableValueError:
+    kind = type(value).__qualname__
+    if isinstance(problem, ValidationError):
+        first = problem.errors(include_url=False, include_context=False)[0]
+        where = "".join(f"[{part!r}]" for part in first["loc"])
+        return UnpersistableValueError(
+            f"step {name!r} returned a {kind}, which is not what its annotation says: {where or 'it'}: {first['msg']}",
+            hint="correct the function's return annotation, or what it returns",
+        )
+    return UnpersistableValueError(f"step {name!r} returned a {kind} that cannot be stored: {text_of(problem)}")
+
+
+_HOW = "give it an `async def` and its arguments: ctx.step('name', fn, argument)"
+
+NOT_MEANT_FOR_US = (SystemExit, KeyboardInterrupt, asyncio.CancelledError)
+"""What a user's function raises that asyncio would act on: it would end the process, or the run without a word."""
+
+
+def failed(who: str, problem: BaseException) -> StepFailedError:
+    """The error that what a user's function raised stands for.
+
+    Raises:
+        CancelledError: it is the task that is being cancelled.
+    """
+    task = asyncio.current_task()
+    if isinstance(problem, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise problem
+    said = text_of(problem)
+    error = StepFailedError(f"{who} raised {type(problem).__name__}{f': {said}' if said else ''}")
+    error.__cause__ = problem
+    return error
 
 
 @lru_cache(maxsize=1024)
@@ -91,7 +128,13 @@ def _returns(fn: Callable[..., Any]) -> TypeAdapter[Any]:
         annotation = get_type_hints(fn).get("return", Any)
     except (TypeError, NameError):
         annotation = Any
-    return TypeAdapter(annotation)
+    try:
+        return TypeAdapter(annotation)
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        raise UsageError(
+            f"{getattr(fn, '__qualname__', fn)!r} says it returns {annotation!r}, which cannot be stored",
+            hint="return plain data or a pydantic model, and annotate that",
+        ) from None
 
 
 async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None:

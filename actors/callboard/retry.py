@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from callboard_protocol.base import as_seconds
 from callboard_protocol.errors import CallboardError, UsageError
@@ -48,9 +48,8 @@ def retrying(retry: Retry, worth_it: Callable[[BaseException], bool]) -> AsyncRe
         retry: how often and how long to wait.
         worth_it: whether an error is worth another attempt.
     """
-    backoff = wait_exponential_jitter(
-        initial=as_seconds(retry.delay), max=as_seconds(retry.max_delay), jitter=as_seconds(retry.delay) / 2
-    )
+    delay = as_seconds(retry.delay)
+    backoff = wait_exponential(multiplier=delay, max=as_seconds(retry.max_delay)) + wait_random(0, delay / 2)
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -62,13 +61,14 @@ def retrying(retry: Retry, worth_it: Callable[[BaseException], bool]) -> AsyncRe
 
 
 def retry_after(error: BaseException | None) -> float:
-    """Seconds the other side asked to wait: the error's `retry_after`, or that of its context; 0 where it said nothing.
+    """Seconds the other side asked to wait, and so the least to wait (RFC 9110, section 10.2.3); 0 if it said nothing.
 
-    Never waited less than that (RFC 9110, section 10.2.3).
+    Read from the error, then from its cause: `retry_after` of its context, or of the exception itself.
     """
-    asked = error.context.get("retry_after") if isinstance(error, CallboardError) else None
-    if asked is None:
-        asked = getattr(error, "retry_after", None)
-    if isinstance(asked, timedelta):
-        asked = asked.total_seconds()
-    return float(asked) if isinstance(asked, int | float) and asked > 0 else 0.0
+    for one in (error, None if error is None else error.__cause__):
+        asked = one.context.get("retry_after") if isinstance(one, CallboardError) else None
+        asked = getattr(one, "retry_after", None) if asked is None else asked
+        seconds = asked.total_seconds() if isinstance(asked, timedelta) else asked
+        if isinstance(seconds, int | float) and seconds > 0:
+            return float(seconds)
+    return 0.0

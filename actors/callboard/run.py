@@ -249,10 +249,13 @@ class RunContext(Generic[DepsT]):
             places = asyncio.Semaphore(limit) if limit is not None else None
 
             async def one(scope: Scope, item: ItemT) -> ResultT:
-                if places is None:
-                    return await fn(RunContext(self._run, scope), item)
-                async with places:
-                    return await fn(RunContext(self._run, scope), item)
+                try:
+                    if places is None:
+                        return await fn(RunContext(self._run, scope), item)
+                    async with places:
+                        return await fn(RunContext(self._run, scope), item)
+                except plain_steps.NOT_MEANT_FOR_US as problem:
+                    raise plain_steps.failed(f"branch {scope.prefix!r} of ctx.map", problem) from problem
 
             scopes = {name: self._scope.below(name, within=step) for name in items}
             tasks = {name: asyncio.ensure_future(one(scopes[name], item)) for name, item in items.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from callboard_protocol.failures import text_of
 from callboard_protocol.messages import Message
 from callboard_protocol.runs import ErrorSnapshot, RunUsage
 
@@ -36,7 +37,7 @@ def snapshot_of(
     text = "".join(traceback.format_exception(error))
     return ErrorSnapshot(
         type=type(error).__name__,
-        message=str(error),
+        message=text_of(error),
         traceback=text[-_TRACEBACK_CHARACTERS:],
         tool_calls=tuple(tool_calls),
         last_messages=tuple(_redacted_message(message) for message in messages[-_LAST_MESSAGES:]),

@@ -17,6 +17,7 @@ from callboard.tool_results import ResultContract
 from callboard.tool_schema import ArgumentsContract, check_tool_name
 from callboard_protocol.base import JsonObject
 from callboard_protocol.errors import CallboardError, NotImplementedYetError, ToolDefinitionError, ToolFailedError
+from callboard_protocol.failures import text_of
 from callboard_protocol.model_calls import ToolSchema
 from callboard_protocol.tools import Isolation, OnInDoubt, Reconciliation, ToolSpecification, Unknown
 
@@ -187,9 +188,11 @@ class Tool(Generic[DepsT]):
             return self.approval
         try:
             return bool(self.approval(**arguments))
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise ToolFailedError(
-                f"the approval function of {self.name} raised {type(error).__name__}: {error}; the call was not made"
+                f"the approval function of {self.name} raised {type(error).__name__}: {text_of(error)}; the call was "
+                "not made",
+                hint="an approval function takes the call's arguments by name and returns a bool",
             ) from error
 
     async def before_invoke(self, context: ToolContext[DepsT], arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from callboard.replies import LoopFuture
+from callboard.kernel.replies import LoopFuture
 from callboard.tool_base import Tool
 from callboard.tool_context import ToolContext
 from callboard_protocol.errors import CallboardError, ToolFailedError, ToolTimeoutError

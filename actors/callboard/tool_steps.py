@@ -162,10 +162,11 @@ async def _perform(
 def _find(run: LiveRun, name: str) -> Tool[Any]:
     tool = run.agent.tools.get(name)
     if tool is None:
+        # A model reads the message alone, so the nearest name is part of it.
         near = difflib.get_close_matches(name, run.agent.tools, n=1)
         raise UnknownToolError(
-            f"agent {run.agent.id!r} has no tool {name!r}",
-            hint=f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(run.agent.tools) or 'none'}",
+            f"there is no tool {name!r}{f'; did you mean {near[0]!r}?' if near else ''}",
+            hint=f"agent {run.agent.id!r} has: {', '.join(run.agent.tools) or 'no tools'}",
         )
     return tool
 
@@ -205,8 +206,11 @@ class _Call:
             if settled is not None:
                 return settled
             attempt = intent.attempt + 1
-        elif tool.requires_approval(arguments):
-            refused = self._approve(tool)
+        else:
+            try:
+                refused = self._approve(tool) if tool.requires_approval(arguments) else None
+            except CallboardError as problem:
+                refused = problem
             if refused is not None:
                 return await self.completed(None, refused)
         while True:

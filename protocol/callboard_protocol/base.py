@@ -1,7 +1,5 @@
 """What every protocol model shares: frozen models, checked identifiers, durations, plain JSON values."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import unicodedata

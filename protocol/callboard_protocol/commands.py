@@ -5,8 +5,6 @@ pydantic models. What is large or live (a history, a model, a tool, deps) travel
 reference, unvalidated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 

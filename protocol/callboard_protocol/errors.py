@@ -4,9 +4,7 @@ Every error Callboard raises is a `CallboardError`. Each class carries a stable 
 people, whether trying the same thing again can help (`retryable`), and whose fault it is (`fault`).
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 Fault = Literal["caller", "agent", "tool", "model", "store", "runtime"]
 """Who can mend it: the calling code, the agent's pattern, a tool, a model provider, the disk, or Callboard itself."""
@@ -44,7 +42,7 @@ class CallboardError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
-    def fresh(self) -> CallboardError:
+    def fresh(self) -> Self:
         """An equal error of the same class, for a second receiver: tracebacks must not be shared between tasks."""
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)

@@ -1,7 +1,5 @@
 """What every event shares, and the plain tuple an event is until somebody reads it."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict

@@ -1,7 +1,5 @@
 """The events of what a model gets to see: context and memory."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from callboard_protocol.event_base import RecordedEvent, RunEvent

@@ -1,7 +1,5 @@
 """The events of model calls and of the pattern that makes them."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from callboard_protocol.event_base import LiveEvent, RecordedEvent, RunEvent

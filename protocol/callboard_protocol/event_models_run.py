@@ -1,7 +1,5 @@
 """The events of a run and its session: from the request to the result."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field

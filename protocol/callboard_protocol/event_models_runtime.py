@@ -1,7 +1,5 @@
 """The events of the runtime itself; most belong to no run."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from callboard_protocol.event_base import Event

@@ -1,7 +1,5 @@
 """The events of a run on its way: what it consumes, makes, repeats and hands to other agents."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from callboard_protocol.event_base import RecordedEvent, RunEvent

@@ -1,7 +1,5 @@
 """The events of tool calls: one call, batches, background jobs."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
 from callboard_protocol.errors import CallboardError, RunError
 from callboard_protocol.runs import ErrorDetails
 
@@ -26,13 +30,38 @@ def describe(error: BaseException, *, depth: int = _DEPTH) -> ErrorDetails:
     if isinstance(error, CallboardError):
         return ErrorDetails(
             code=error.code,
-            message=error.message,
-            hint=error.hint,
+            message=_storable(error.message),
+            hint=_storable(error.hint),
             retryable=error.retryable,
-            context=error.context,
+            context=_plain(error.context),
             cause=nested,
         )
-    return ErrorDetails(code=type(error).__name__, message=str(error) or type(error).__name__, cause=nested)
+    return ErrorDetails(code=type(error).__name__, message=text_of(error) or type(error).__name__, cause=nested)
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, fit to be stored: its class may be a user's, whose `__str__` can fail in any way."""
+    try:
+        return _storable(str(error))
+    except Exception:  # noqa: BLE001 - as said
+        return ""
+
+
+def _storable(text: str) -> str:
+    """The text without the lone surrogates that UTF-8 cannot carry; an error must not fail for how it is worded."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _plain(context: dict[str, Any]) -> dict[str, Any]:
+    if not context:
+        return context
+    try:
+        plain: dict[str, Any] = from_json(
+            to_json(context, fallback=lambda value: f"<{type(value).__qualname__}>", bytes_mode="base64")
+        )
+    except Exception:  # noqa: BLE001 - a context nobody can read must not hide the error it belongs to
+        return {}
+    return plain
 
 
 def restore(details: ErrorDetails) -> CallboardError:

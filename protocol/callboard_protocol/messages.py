@@ -1,8 +1,6 @@
 """What a conversation is made of: messages, content parts, tool calls, token usage."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from pydantic_core import to_json
@@ -84,22 +82,22 @@ class Message(Frozen):
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @classmethod
-    def user(cls, content: str | tuple[ContentPart, ...]) -> Message:
+    def user(cls, content: str | tuple[ContentPart, ...]) -> Self:
         """A message from the user."""
         return cls(role="user", content=content)
 
     @classmethod
-    def system(cls, content: str) -> Message:
+    def system(cls, content: str) -> Self:
         """Instructions."""
         return cls(role="system", content=content)
 
     @classmethod
-    def assistant(cls, content: str, tool_calls: tuple[ToolCall, ...] = ()) -> Message:
+    def assistant(cls, content: str, tool_calls: tuple[ToolCall, ...] = ()) -> Self:
         """A turn of the model."""
         return cls(role="assistant", content=content, tool_calls=tool_calls)
 
     @classmethod
-    def tool(cls, content: str, *, tool_call_id: str, name: str) -> Message:
+    def tool(cls, content: str, *, tool_call_id: str, name: str) -> Self:
         """A tool's answer."""
         return cls(role="tool", content=content, tool_call_id=tool_call_id, name=name)
 

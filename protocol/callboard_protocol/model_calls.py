@@ -1,7 +1,5 @@
 """What travels between a run and a model: the request, the response, the settings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Generic, Literal, cast
 

@@ -7,8 +7,6 @@ Bodies are written without their default values, so a field's default is part of
 a new schema version.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import ConfigDict

@@ -1,8 +1,6 @@
 """What a caller asks for and gets: the request, its budget, what it used, and the result."""
 
-from __future__ import annotations
-
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import TypeVar
@@ -90,7 +88,7 @@ class RunRequest(Given):
         return check_identifier(value, str(info.field_name).replace("_", " "))
 
     @model_validator(mode="after")
-    def _one_input(self) -> RunRequest:
+    def _one_input(self) -> Self:
         if self.input_text and self.input_parts:
             raise ValueError("give input_text or input_parts, not both")
         return self
@@ -172,7 +170,7 @@ class ErrorDetails(Frozen):
     docs_url: str | None = None
     retryable: bool = False
     context: JsonObject = {}
-    cause: ErrorDetails | None = None
+    cause: "ErrorDetails | None" = None
 
 
 class ErrorSnapshot(Frozen):

@@ -4,8 +4,6 @@ A head is the fold of its log: `SessionHead.after` is that fold, so a head that 
 from the records behind it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from callboard_protocol.base import Frozen
@@ -53,7 +51,7 @@ class SessionHead(Frozen):
     created_at: float = 0.0
     updated_at: float = 0.0
 
-    def after(self, sequence: int, record: LogRecord) -> SessionHead:
+    def after(self, sequence: int, record: LogRecord) -> "SessionHead":
         """The head once `record` has been appended at `sequence`.
 
         Raises:

@@ -1,7 +1,5 @@
 """What is said about tool calls: how they behave, what came of them, what was decided."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 

@@ -9,9 +9,8 @@ from typing import Any, Self
 import pykka
 import pytest
 
-from callboard import replies
-from callboard.kernel import LoopFuture
-from callboard.replies import DeadlineRow, Deadlines, for_receiver, fresh
+from callboard.kernel import LoopFuture, replies
+from callboard.kernel.replies import DeadlineRow, Deadlines, for_receiver, fresh
 from callboard_protocol.errors import ActorError, AskTimeout, CallboardError, UsageError, WouldDeadlockError
 
 pytestmark = pytest.mark.anyio

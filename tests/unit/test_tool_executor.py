@@ -376,10 +376,10 @@ async def test_a_call_cancelled_before_it_began_was_never_made(executor: Ref[Too
         raise AssertionError
 
     # All three wait in the mailbox and are handled in one turn, before the call's task has its first.
-    executor.tell(CancelCall(call_id="run:7"))
+    loop = asyncio.get_running_loop()
+    loop.call_soon(executor.tell, CancelCall(call_id="run:7"))
     waiting = asyncio.ensure_future(call(executor, act))
-    asyncio.get_running_loop().call_soon(executor.tell, CancelCall(call_id="run:0", reason="too late"))
-    executor.tell(CancelCall(call_id="run:8"))
+    loop.call_soon(executor.tell, CancelCall(call_id="run:0", reason="too late"))
     outcome = await waiting
     assert (outcome.cancelled, outcome.attempts) == (True, 0)
     assert outcome.error is not None

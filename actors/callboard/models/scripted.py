@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 from callboard.models.base import Model
-from callboard.replies import fresh
+from callboard.kernel.replies import fresh
 from callboard_protocol.errors import ScriptExhaustedError, UsageError
 from callboard_protocol.messages import Message, ToolCall, Usage
 from callboard_protocol.model_calls import ModelDelta, ModelRequest, ModelResponse

@@ -1,7 +1,7 @@
 """The mailbox: the messages that wait for one actor, bounded, and the doors by which they come.
 
 pykka gives each actor a thread that blocks on its inbox. Here callbacks of the event loop drain it instead (see
-`callboard.engine`): an idle actor holds no thread, no task and no timer.
+`callboard.kernel.engine`): an idle actor holds no thread, no task and no timer.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from callboard.replies import Reply
+from callboard.kernel.replies import Reply
 from callboard_protocol.errors import ActorDied, MailboxFull, UsageError
 
 if TYPE_CHECKING:
-    from callboard.handlers import Handler, HandlerTable
-    from callboard.supervision import ActorSystem
+    from callboard.kernel.handlers import Handler, HandlerTable
+    from callboard.kernel.system import ActorSystem
 
 logger = logging.getLogger("callboard.kernel")
 
@@ -84,7 +84,7 @@ class Mailbox:
     def __str__(self) -> str:
         return self.name
 
-    # ---- what takes the messages: callboard.engine
+    # ---- what takes the messages: callboard.kernel.engine
 
     def drain(self) -> None:
         """Handle what waits."""

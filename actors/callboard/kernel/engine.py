@@ -10,14 +10,14 @@ from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from callboard.handlers import ActorDefinitionError, Handler, HandlerKind
-from callboard.mailbox import BUSY, IDLE, SCHEDULED, STOPPED, Envelope, Mailbox, answer, refuse
-from callboard.replies import LoopFuture, Reply, for_receiver, fresh
+from callboard.kernel.handlers import ActorDefinitionError, Handler, HandlerKind
+from callboard.kernel.mailbox import BUSY, IDLE, SCHEDULED, STOPPED, Envelope, Mailbox, answer, refuse
+from callboard.kernel.replies import LoopFuture, Reply, for_receiver, fresh
 from callboard_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from callboard.kernel import Actor
-    from callboard.supervision import ActorSystem
+    from callboard.kernel.system import ActorSystem
 
 logger = logging.getLogger("callboard.kernel")
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeVar
 
 import pykka
 
-from callboard.engine import DEFERRED, Engine
-from callboard.mailbox import IDLE, STOPPED, Envelope
-from callboard.replies import LoopFuture
+from callboard.kernel.engine import DEFERRED, Engine
+from callboard.kernel.mailbox import IDLE, STOPPED, Envelope
+from callboard.kernel.replies import LoopFuture
 from callboard_protocol.commands import Command, ReplyT, Request
 from callboard_protocol.errors import ActorDied, AskTimeout, UsageError
 

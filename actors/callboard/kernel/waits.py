@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from callboard_protocol.errors import WouldDeadlockError
 
 if TYPE_CHECKING:
-    from callboard.engine import Engine
-    from callboard.mailbox import Envelope
+    from callboard.kernel.engine import Engine
+    from callboard.kernel.mailbox import Envelope
 
 
 class Waits:

@@ -20,19 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Never, Self, TypeVar
 
 import pykka
 
-from callboard.engine import Engine
-from callboard.handlers import ActorDefinitionError, HandlerTable, build_table, declared_types, handles
-from callboard.mailbox import Envelope
-from callboard.ref import CommandT, Ref, Stopped
-from callboard.replies import LoopFuture
-from callboard.supervision import (
-    ActorFailure,
-    ActorRestart,
-    ActorSystem,
-    ChildSpec,
-    SystemHealth,
-    engine_in_the_making,
-)
+from callboard.kernel.engine import Engine
+from callboard.kernel.handlers import ActorDefinitionError, HandlerTable, build_table, declared_types
+from callboard.kernel.mailbox import Envelope
+from callboard.kernel.ref import CommandT, Ref, Stopped
+from callboard.kernel.replies import LoopFuture
+from callboard.kernel.system import ActorSystem, engine_in_the_making
 from callboard_protocol.commands import Command
 from callboard_protocol.errors import UsageError
 
@@ -43,19 +36,6 @@ if TYPE_CHECKING:
         """A hook here may be async and pykka's may not: a checker that sees both would refuse every async hook."""
 else:
     _PykkaActor = pykka.Actor
-
-__all__ = [
-    "Actor",
-    "Ref",
-    "handles",
-    "LoopFuture",
-    "ActorSystem",
-    "ChildSpec",
-    "ActorRestart",
-    "ActorFailure",
-    "SystemHealth",
-    "ActorDefinitionError",
-]
 
 
 class Actor(_PykkaActor, Generic[CommandT]):

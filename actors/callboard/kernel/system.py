@@ -18,11 +18,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
-from callboard.engine import Engine
-from callboard.mailbox import Envelope, Mailbox, refuse
-from callboard.place import Place
-from callboard.replies import Deadlines, for_receiver, fresh
-from callboard.waits import Waits
+from callboard.kernel.engine import Engine
+from callboard.kernel.mailbox import Envelope, Mailbox, refuse
+from callboard.kernel.place import Place
+from callboard.kernel.replies import Deadlines, for_receiver, fresh
+from callboard.kernel.waits import Waits
 from callboard_protocol.errors import RuntimeClosedError, UnhealthyError, UsageError, WouldDeadlockError
 
 if TYPE_CHECKING:

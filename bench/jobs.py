@@ -27,7 +27,9 @@ class Size:
     """How many sessions run at once in the latency row."""
     latency_rounds: int = 4
     """Rounds of each of those sessions: a thousand of the usual length would take a slow system a minute."""
-    resident_sessions: int = 10_000
+    resident_sessions: int = 5_000
+    warm_sessions: int = 5_000
+    """Run and parked first where live objects are counted: enough to fill caches of a few thousand entries."""
     resident_threads: int = 2_000
     unfinished_runs: int = 10_000
 
@@ -49,6 +51,7 @@ QUICK = Size(
     long_sessions=1,
     levels=(1, 20, 100),
     resident_sessions=500,
+    warm_sessions=200,
     resident_threads=200,
     unfinished_runs=300,
 )

@@ -31,6 +31,8 @@ class Contender:
     """``module:function`` below ``bench.measures``."""
     peer: str | None = None
     """``module:function`` below ``bench.peers``."""
+    once: bool = False
+    """For what takes long and comes out the same each time: one measurement, whatever the repeats."""
 
 
 @dataclass(frozen=True)
@@ -252,12 +254,12 @@ def _residence(size: Size) -> Row:
         metrics=(Metric(active, "active, idle", "B", 0), Metric(parked, "parked", "B", 0)),
         contenders=(
             Contender(CALLBOARD, "residence:resident"),
-            Contender(traced, "residence:traced"),
+            Contender(traced, "residence:traced", once=True),
             Contender(PYKKA, "actors:idle", "pykka_peer:actors"),
         ),
         claims=(
             Claim("bytes per idle active session", Figure(CALLBOARD, active), at_most=16 * 1024),
-            # Zero up to what a few dicts that grew and never shrink come to.
+            # Nothing is kept of a parked session but its place in the writer's cache of where 65,536 logs end.
             Claim("live bytes per parked session", Figure(traced, parked), at_most=64),
             Claim("an active session, of a ThreadingActor", Figure(CALLBOARD, active), Figure(PYKKA, active)),
         ),

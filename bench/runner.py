@@ -41,11 +41,14 @@ class Runner:
 
     def _run_row(self, row: Row) -> RowResult:
         outcomes = {contender.name: Outcome() for contender in row.contenders}
-        for repeat in range(self.repeats * row.repeat_factor):
+        repeats = self.repeats * row.repeat_factor
+        for repeat in range(repeats):
             # Interleaved and rotated: a machine that warms up, or that someone else uses, favours nobody.
             turn = repeat % len(row.contenders)
             for contender in row.contenders[turn:] + row.contenders[:turn]:
-                what = f"{row.id} · {contender.name} · {repeat + 1}/{self.repeats * row.repeat_factor}"
+                if contender.once and repeat:
+                    continue
+                what = f"{row.id} · {contender.name} · {repeat + 1}/{1 if contender.once else repeats}"
                 self.announce(what)
                 began = time.perf_counter()
                 result = self.measure(contender)

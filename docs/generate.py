@@ -32,6 +32,11 @@ FAMILIES = (
 )
 
 
+def shown(annotation: object) -> str:
+    """A type as a reader of the docs would write it: without the modules it comes from."""
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", inspect.formatannotation(annotation))
+
+
 def render_mermaid() -> str:
     """The run's state diagram, one arrow for each pair of states."""
     arrows: dict[tuple[RunState, RunState], list[str]] = {}
@@ -78,7 +83,7 @@ def _event_row(name: str, model: type[Event]) -> str:
     when = " ".join((inspect.getdoc(model) or "").partition("\n\nAttributes:")[0].split())
     descriptions = described_fields(model)
     fields = "<br>".join(
-        f"`{field}: {model.__annotations__[field]}`: {descriptions[field]}".replace("|", "\\|")
+        f"`{field}: {shown(model.__annotations__[field])}`: {descriptions[field]}".replace("|", "\\|")
         for field in own_fields(model)
     )
     return f"| `{name}`<br>`{model.__name__}` | {kind} | {when} | {fields} |"

@@ -18,6 +18,7 @@ from callboard_protocol.errors import (
     UnknownAgentError,
     UnknownRunError,
     UnknownSessionError,
+    UsageError,
 )
 from callboard_protocol.messages import Message
 from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
@@ -37,12 +38,14 @@ class Agents:
     def __init__(self, agents: Sequence[Agent[Any, Any]]) -> None:
         self.by_id: dict[str, Agent[Any, Any]] = {}
         self.directory: Directory | None = None
+        if isinstance(agents, Agent | str):
+            raise UsageError(f"{agents!r:.60} is not a list of agents", hint="Runtime([agent])")
         for agent in agents:
             self._add(agent)
 
     def _add(self, agent: Agent[Any, Any]) -> None:
         if not isinstance(agent, Agent):
-            raise UnknownAgentError(f"{agent!r} is not an agent", hint="Runtime([Agent(...), ...])")
+            raise UsageError(f"{agent!r:.60} is not an agent", hint="Runtime([Agent(...), ...])")
         known = self.by_id.get(agent.id)
         if known is not None and known is not agent:
             raise DuplicateAgentError(f"two agents have the id {agent.id!r}")
@@ -78,6 +81,8 @@ class Agents:
         Raises:
             UnknownAgentError: there is none; the error names the nearest.
         """
+        if not isinstance(agent, str | Agent):
+            raise UsageError(f"{agent!r:.60} is neither an agent nor the id of one", hint="runtime.run(agent, '...')")
         agent_id = agent if isinstance(agent, str) else agent.id
         known = self.by_id.get(agent_id)
         if known is None:
@@ -88,7 +93,9 @@ class Agents:
                 context={"registered": [*self.by_id]},
             )
         if not isinstance(agent, str) and known is not agent:
-            raise DuplicateAgentError(f"another agent is registered as {agent_id!r}")
+            raise DuplicateAgentError(
+                f"another agent is registered as {agent_id!r}", hint="pass the one that is registered, or its id"
+            )
         return known
 
 
@@ -187,7 +194,11 @@ class Sessions:
 
         Returns:
             False while a run uses it.
+
+        Raises:
+            InvalidIdentifierError: the id cannot name a session.
         """
+        check_identifier(session_id, "session id")
         return await self._directory.supervisor.ask(ReleaseSession(session_id=session_id))
 
     async def delete(self, session_id: str) -> int:
@@ -221,7 +232,16 @@ class Runs:
 
         Args:
             state: only those in this state.
+
+        Raises:
+            UsageError: there is no such state; the error names the nearest.
         """
+        if state is not None and state not in set(RunState):
+            near = difflib.get_close_matches(str(state), [*RunState], n=1)
+            raise UsageError(
+                f"there is no run state {state!r}",
+                hint=f"did you mean {str(near[0])!r}?" if near else f"one of: {', '.join(RunState)}",
+            )
         wanted = None if state is None else RunState(state)
         return [entry async for entry in self._all() if wanted is None or entry.state == wanted]
 

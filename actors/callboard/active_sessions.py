@@ -60,8 +60,8 @@ class ActiveSessions:
         if active is None or not active.session.is_alive():
             active = ActiveSession(self._system.start(SessionActor, session_id, self._store))
             self._table[session_id] = active
-            self._make_room()
         active.runs += 1
+        self._make_room()
         return active
 
     def memory_of(self, session_id: str, memory: Memory) -> Ref[MemoryActor]:

@@ -93,8 +93,23 @@ class Admission:
         return None
 
     def hold(self, run_id: str, session_id: str) -> None:
-        """A run holds its session without a slot: one that is suspended."""
-        self._lines.setdefault(session_id, _Line()).holder = run_id
+        """A run holds its session without a slot: one that waits for more than its turn, or is only to be ended."""
+        line = self._lines.setdefault(session_id, _Line())
+        place = next((place for place, (_, waiting) in enumerate(line.waiting) if waiting == run_id), None)
+        if place is not None:
+            del line.waiting[place]
+            self.queued -= 1
+            if place == 0 and line.holder is None:
+                self._withdrawn.add(run_id)
+        line.holder = run_id
+
+    def requeue(self, order: int, run_id: str, session_id: str) -> None:
+        """A run that holds its session without a slot waits for one, before all others of its session."""
+        line = self._lines[session_id]
+        line.holder = None
+        line.waiting.appendleft((order, run_id))
+        self.queued += 1
+        heapq.heappush(self._first_in_line, (order, run_id, session_id))
 
     def leave_slot(self) -> None:
         """A run at work waits for something: its slot is free, its session is not."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, Unpack, cast, overload
 
+from pydantic import TypeAdapter
 from typing_extensions import TypeVar
 
 from callboard.context import ContextAssembler, resolve_assembler
@@ -19,6 +20,7 @@ from callboard.run_info import RunInfo
 from callboard.tool import Tool
 from callboard_protocol.base import as_seconds, check_identifier
 from callboard_protocol.errors import AgentDefinitionError
+from callboard_protocol.failures import text_of
 from callboard_protocol.records import AgentSnapshot
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.tools import OnInDoubt
@@ -134,6 +136,17 @@ class Agent(Generic[DepsT, OutputT]):
         version: str = "1",
     ) -> None:
         self.id = check_identifier(id, "agent id")
+        for option, value in (("instructions", instructions), ("version", version)):
+            if not _is_text(value):
+                raise AgentDefinitionError(f"agent {id!r}: {option}={value!r:.60} is not text", hint="give a str")
+        if not isinstance(budget, RunBudget | None):
+            raise AgentDefinitionError(
+                f"agent {id!r}: budget={budget!r:.60} is no budget", hint="budget=RunBudget(max_steps=...)"
+            )
+        if not isinstance(memory, Memory | None):
+            raise AgentDefinitionError(
+                f"agent {id!r}: memory={memory!r:.60} is no memory", hint="such as memory=WindowMemory(10)"
+            )
         self.instructions = instructions
         self.tools: dict[str, Tool[Any]] = _by_name(id, tools)
         self.deps = deps
@@ -148,7 +161,7 @@ class Agent(Generic[DepsT, OutputT]):
                 f"agent {id!r}: on_in_doubt={on_in_doubt!r} is not a choice", hint="one of: ask, tell, retry, fail"
             )
         self.on_in_doubt: OnInDoubt = on_in_doubt
-        self.state_type = state_type
+        self.state_type = _checked_state(id, state_type)
         self.version = version
         self.tool_schemas = tuple(one.schema for one in self.tools.values())
         self._model = None if model is None else resolve_model(model)
@@ -192,8 +205,31 @@ class Agent(Generic[DepsT, OutputT]):
         )
 
 
+def _is_text(value: object) -> bool:
+    """Whether it is a `str` that UTF-8 can carry."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value
+
+
+def _checked_state(agent_id: str, state_type: Any) -> type[Any] | None:
+    """The state type, if a state can be made of it, stored and read again."""
+    if state_type is None:
+        return None
+    try:
+        TypeAdapter(state_type).dump_python(state_type())
+    except Exception as problem:
+        raise AgentDefinitionError(
+            f"agent {agent_id!r}: no state can be made by state_type={state_type!r:.60}: {text_of(problem)}",
+            hint="give a class that can be called without arguments and that pydantic can validate: defaults for all",
+        ) from problem
+    return cast("type[Any]", state_type)
+
+
 def _by_name(agent_id: str, tools: Sequence[Tool[Any]]) -> dict[str, Tool[Any]]:
     named: dict[str, Tool[Any]] = {}
+    if isinstance(tools, Tool | str) or not isinstance(tools, Iterable):
+        raise AgentDefinitionError(
+            f"agent {agent_id!r}: tools={tools!r:.60} is not a list of tools", hint="tools=[...]"
+        )
     for one in tools:
         if not isinstance(one, Tool):
             raise AgentDefinitionError(

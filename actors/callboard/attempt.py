@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,6 +17,7 @@ from callboard.kernel import Ref
 from callboard.live_run import LiveRun, SessionState
 from callboard.memory import Exchange, Memory, MemoryActor
 from callboard.model_step import feedback_for
+from callboard.plain_steps import failed
 from callboard.run import RunContext
 from callboard.run_info import RunInfo
 from callboard.scopes import Scope
@@ -32,14 +34,17 @@ from callboard_protocol.commands import (
     WriteBackMemory,
 )
 from callboard_protocol.errors import (
+    ActorError,
     CallboardError,
     FencedError,
     InterruptedByCrashError,
     OutputValidationError,
     PoisonousRunError,
+    StepTimeoutError,
     StoreError,
+    UnpersistableValueError,
 )
-from callboard_protocol.failures import describe
+from callboard_protocol.failures import describe, restore
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed, RunSuspended, StepCompleted
 from callboard_protocol.runs import RunResult, RunUsage, StopReason
@@ -74,7 +79,6 @@ class RunAttempt:
         self._memory = memory
         self._directory = directory
         self._run: LiveRun | None = None
-        self._lifecycle = Scope("lifecycle/", Conversation())
         self._conversation = Conversation()
         self._has_begun = False
 
@@ -83,10 +87,11 @@ class RunAttempt:
         try:
             try:
                 output = await self._work()
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 stop = self._ticket.stop
                 if stop is None:
-                    raise
+                    # Nobody stopped this run: its own code awaited something that was cancelled.
+                    return await self._ended("failed", error=failed(f"the pattern of {self._agent.id!r}", error))
                 return await self._stopped(stop)
             except StopRun as stop:
                 return await self._stopped(stop)
@@ -106,18 +111,12 @@ class RunAttempt:
     # ---- the way through
 
     async def _work(self) -> Any:
-        ticket, agent = self._ticket, self._agent
-        opened: OpenedSession = await self._session.ask(OpenSession(run_id=ticket.run_id), timeout=None)
-        journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
-        state = SessionState(agent.state_type, opened.state)
-        before = 0.0
-        for stored in opened.own:
-            before = max(before, getattr(stored.record, "running", 0.0))
-        run = self._run = LiveRun(ticket.request, agent, ticket.model, journal, self._directory, state, before)
-        for stored in opened.own:
-            run.meter.count(stored.record)
+        ticket = self._ticket
+        if ticket.stop is not None:
+            raise ticket.stop
+        run, opened = await self._open(self._agent.state_type)
         run.is_limited = await self._directory.supervisor.ask(
-            OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=before), timeout=None
+            OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
         )
         began = await self._begin(run, opened)
         async with AsyncExitStack() as stack:
@@ -127,10 +126,40 @@ class RunAttempt:
                 self._conversation.add(Message.system(run.instructions))
             for message in (*opened.transcript, *began.messages):
                 self._conversation.add(message)
-            context: RunContext[Any] = RunContext(run, Scope("", self._conversation))
+            context: RunContext[Any] = RunContext(run, Scope("", self._conversation, self._watch))
             output = await self._validated(run, context)
             await self._write_back(run, output)
             return output
+
+    async def _open(self, state_type: type[Any] | None) -> tuple[LiveRun, OpenedSession]:
+        """Read what the session and the run itself have on disk."""
+        ticket = self._ticket
+        opened: OpenedSession = await self._session.ask(OpenSession(run_id=ticket.run_id), timeout=None)
+        journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
+        state = SessionState(state_type, opened.state)
+        before = max((getattr(stored.record, "running", 0.0) for stored in opened.own), default=0.0)
+        run = LiveRun(ticket.request, self._agent, ticket.model, journal, self._directory, state, before)
+        for stored in opened.own:
+            run.meter.count(stored.record)
+        self._run, self._has_begun = run, journal.began is not None
+        return run, opened
+
+    @property
+    def _watch(self) -> Callable[[str], asyncio.TimerHandle] | None:
+        """Starts the timer of a step; None where the agent limits none."""
+        limit = self._agent.step_timeout
+        if limit is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def out_of_time(step: str) -> None:
+            error = StepTimeoutError(
+                f"run {self._ticket.run_id}: step {step} ran past the agent's step_timeout of {limit:g} s",
+                context={"step": step, "step_timeout": limit},
+            )
+            self._ticket.stop_with(StopRun("timeout", error))
+
+        return lambda step: loop.call_later(limit, out_of_time, step)
 
     async def _begin(self, run: LiveRun, opened: OpenedSession) -> RunBegan:
         ticket, journal = self._ticket, run.journal
@@ -151,20 +180,19 @@ class RunAttempt:
             run.attempt = 1
         else:
             began = journal.began
-            self._has_begun = True
-            if ticket.request.on_crash == "fail":
+            if ticket.crashed and ticket.request.on_crash == "fail":
                 raise InterruptedByCrashError(f"run {ticket.run_id} was in flight when its process ended")
             first = self._resumption(journal, run)
             entry = moved(entry, RunInput.START, attempts=first.attempt, strikes=first.strikes)
             run.attempt = first.attempt
-        if ticket.request.durable:
-            await journal.append(first, run=entry)
-            ticket.entry = entry
-        else:
-            await journal.append(first)
-        self._has_begun = True
+        try:
+            await journal.append(first, run=entry if ticket.request.durable else None)
+        except asyncio.CancelledError:
+            # The journal lets a cancellation pass only once the record is on disk.
+            ticket.entry, self._has_begun = entry, True
+            raise
+        ticket.entry, self._has_begun = entry, True
         ticket.accept()
-        run.publish_record(first)
         return began
 
     def _resumption(self, journal: RunJournal, run: LiveRun) -> RunResumed:
@@ -216,8 +244,12 @@ class RunAttempt:
                         context={"retries": retries},
                     ) from None
                 feedback = Message.user(feedback_for(str(problem)))
-                told = {"retry": retry + 1, "max_validation_retries": retries, "message": str(problem)}
-                await self._lifecycle_step(run, "validation", "output", value=told, messages=(feedback,))
+                step = f"/validation.{retry}"
+                if step not in run.journal.completed:
+                    told = {"retry": retry + 1, "max_validation_retries": retries, "message": str(problem)}
+                    await run.complete(
+                        self._lifecycle_record(run, step, "validation", "output", value=told, messages=(feedback,))
+                    )
                 self._conversation.add(feedback)
         raise AssertionError("the loop above returns or raises")
 
@@ -228,20 +260,22 @@ class RunAttempt:
         if memory is None or self._memory is None:
             return
         name = type(memory).__name__
-        step = self._lifecycle.begin("inject")
-        self._lifecycle.end()
-        recorded = run.journal.recorded(step, "inject", name, b"")
+        recorded = run.journal.completed.get("/inject")
         if recorded is None:
             run.publish(("memory.inject.started", None, {"memory": name}))
             started = time.monotonic()
             texts: tuple[str, ...] = ()
             try:
                 texts = await self._memory.ask(InjectMemory(message=messages[0]), timeout=None)
-            except CallboardError:
+            except (ActorError, StoreError):
                 raise
             except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
                 self._memory_failed(run, memory, "memory.inject.failed", error)
-            recorded = await self._record(run, step, "inject", name, value=list(texts), started=started)
+            recorded = await run.land(
+                self._lifecycle_record(run, "/inject", "inject", name, value=list(texts), started=started)
+            )
+            if recorded.error is not None:
+                self._memory_failed(run, memory, "memory.inject.failed", restore(recorded.error))
         run.instructions = "\n\n".join(part for part in (run.instructions, *(recorded.value or ())) if part)
 
     async def _write_back(self, run: LiveRun, output: Any) -> None:
@@ -249,9 +283,7 @@ class RunAttempt:
         if memory is None or self._memory is None:
             return
         name = type(memory).__name__
-        step = self._lifecycle.begin("writeback")
-        self._lifecycle.end()
-        if run.journal.recorded(step, "writeback", name, b"") is not None:
+        if "/writeback" in run.journal.completed:
             return
         run.publish(("memory.writeback.started", None, {"memory": name}))
         started = time.monotonic()
@@ -261,12 +293,16 @@ class RunAttempt:
         entries: Any = ()
         try:
             entries = await self._memory.ask(WriteBackMemory(exchange=exchange), timeout=None)
-        except CallboardError:
+        except (ActorError, StoreError):
             raise
         except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
             self._memory_failed(run, memory, "memory.writeback.failed", error)
-        await self._record(run, step, "writeback", name, value=len(entries), started=started, memory=entries)
-        self._memory.tell(KeepMemory(entries=entries))
+        record = self._lifecycle_record(run, "/writeback", "writeback", name, value=len(entries), started=started)
+        landed = await run.land(record, memory=entries)
+        if landed.error is not None:
+            self._memory_failed(run, memory, "memory.writeback.failed", restore(landed.error))
+        else:
+            self._memory.tell(KeepMemory(entries=entries))
 
     def _memory_failed(self, run: LiveRun, memory: Memory, event: str, error: Exception) -> None:
         run.publish(
@@ -279,27 +315,19 @@ class RunAttempt:
         if memory.on_error == "fail":
             raise error
 
-    async def _lifecycle_step(
-        self, run: LiveRun, kind: Any, name: str, *, value: Any, messages: tuple[Message, ...] = ()
-    ) -> None:
-        step = self._lifecycle.begin(kind)
-        self._lifecycle.end()
-        if run.journal.recorded(step, kind, name, b"") is None:
-            await self._record(run, step, kind, name, value=value, started=time.monotonic(), messages=messages)
-
-    async def _record(
-        self,
+    @staticmethod
+    def _lifecycle_record(
         run: LiveRun,
         step: str,
         kind: Any,
         name: str,
         *,
         value: Any,
-        started: float,
+        started: float | None = None,
         messages: tuple[Message, ...] = (),
-        memory: Any = (),
     ) -> StepCompleted:
-        record = StepCompleted(
+        """A step of the runtime's own. Its identity begins with a slash, which no scope of a pattern's can."""
+        return StepCompleted(
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal(),
             at=time.time(),
@@ -308,12 +336,10 @@ class RunAttempt:
             name=name,
             value=value,
             messages=messages,
-            duration=time.monotonic() - started,
+            duration=0.0 if started is None else time.monotonic() - started,
             running=run.running(),
             attempt=run.attempt,
         )
-        await run.complete(record, memory=memory)
-        return record
 
     # ---- the end
 
@@ -327,15 +353,49 @@ class RunAttempt:
     async def _ended(
         self, stop_reason: StopReason, *, output: Any = None, error: BaseException | None = None
     ) -> RunResult[Any]:
-        """Write the run's last record, its entry and its checkpoint in one transaction."""
-        run, ticket = self._run, self._ticket
+        """Write how the run ended. An output that cannot be stored is how it failed."""
+        ticket = self._ticket
+        if self._run is None and ticket.entry.began_sequence is not None:
+            # It was stopped before it went on; what an earlier attempt left open is closed all the same.
+            await self._open(None)
+        run = self._run
         if run is None or not self._has_begun:
             return await self._never_began(stop_reason, error)
-        journal = run.journal
+        # Whoever stops the run from now on comes too late, and must not cut the last record short.
+        ticket.stop = ticket.stop or StopRun(stop_reason)
+        ordinal = run.journal.claim_ordinal()
+        keeps_snapshot = True
+        while True:
+            try:
+                return await self._close(run, ordinal, stop_reason, output, error, keeps_snapshot=keeps_snapshot)
+            except UnpersistableValueError as problem:
+                if not ticket.request.durable:
+                    # It may be any of the run's records, none of which is on disk: nothing of the run is kept.
+                    return self._result("failed", problem)
+                if stop_reason == "completed":
+                    stop_reason, error = "failed", problem
+                    problem.message = f"the output of run {run.run_id} cannot be stored: {problem.message}"
+                elif keeps_snapshot:
+                    keeps_snapshot = False
+                else:
+                    raise
+
+    async def _close(
+        self,
+        run: LiveRun,
+        ordinal: int,
+        stop_reason: StopReason,
+        output: Any,
+        error: BaseException | None,
+        *,
+        keeps_snapshot: bool,
+    ) -> RunResult[Any]:
+        """Write the run's last record, its entry and its checkpoint in one transaction."""
+        ticket, journal = self._ticket, run.journal
         plain = self._agent.output.dump(output) if stop_reason == "completed" else None
         details = None if error is None else describe(error)
         snapshot = None
-        if error is not None and stop_reason != "cancelled":
+        if error is not None and stop_reason != "cancelled" and keeps_snapshot:
             snapshot = snapshot_of(
                 error, run.meter.usage(), self._conversation.view(), run.state.value, journal.tool_calls
             )
@@ -343,13 +403,14 @@ class RunAttempt:
             Message.tool(f"not answered: the run ended as {stop_reason}", tool_call_id=call_id, name=name)
             for call_id, name in journal.open_calls.items()
         ]
-        if stop_reason == "completed" and not closing:
+        if stop_reason == "completed":
             answer = render_for_model(plain)
             if journal.last_answer is None or (self._agent.output.is_text and journal.last_answer != answer):
                 closing.append(Message.assistant(answer))
+        tail = self._state_after_last_step(run, ordinal) if stop_reason == "completed" else ()
         record = RunEnded(
             run_id=run.run_id,
-            ordinal=journal.claim_ordinal(),
+            ordinal=ordinal + len(tail),
             at=time.time(),
             stop_reason=stop_reason,
             output=plain,
@@ -362,29 +423,50 @@ class RunAttempt:
             reason=ticket.reason,
         )
         entry = moved(ticket.entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, ended_at=record.at, pending=())
+        steps = journal.steps + len(tail)
         checkpoint = SessionCheckpoint(
-            checkpoint_id=f"{run.run_id}:step:{journal.steps}",
+            checkpoint_id=f"{run.run_id}:step:{steps}",
             session_id=run.session_id,
             run_id=run.run_id,
-            step_index=journal.steps,
+            step_index=steps,
             usage=record.usage,
             created_at=record.at,
         )
-        await journal.append(record, run=entry, checkpoint=checkpoint)
+        await journal.append(*tail, record, run=entry, checkpoint=checkpoint)
         ticket.entry = entry
-        run.publish_record(record)
-        return result_of(entry, record, tuple(run.artifacts), output)
+        return result_of(entry, record, tuple(journal.artifacts), output)
+
+    @staticmethod
+    def _state_after_last_step(run: LiveRun, ordinal: int) -> tuple[StepCompleted, ...]:
+        """What the pattern changed in the session's state when no step was left to carry it."""
+        changed, state = run.state.changed()
+        if not changed:
+            return ()
+        return (
+            StepCompleted(
+                run_id=run.run_id,
+                ordinal=ordinal,
+                at=time.time(),
+                step="/state",
+                kind="step",
+                name="state",
+                state=state,
+                state_changed=True,
+                running=run.running(),
+                attempt=run.attempt,
+            ),
+        )
 
     async def _suspended(self, stop: StopRun) -> RunResult[Any]:
         run, ticket = self._run, self._ticket
         assert run is not None, "only a step suspends a run"
+        ticket.stop = stop
         record = RunSuspended(
             run_id=run.run_id, ordinal=run.journal.claim_ordinal(), at=time.time(), pending=stop.pending
         )
         entry = moved(ticket.entry, RunInput.SUSPEND, pending=stop.pending, stop_reason="suspended")
         await run.journal.append(record, run=entry)
         ticket.entry = entry
-        run.publish_record(record)
         return self._result("suspended")
 
     async def _interrupted(self) -> RunResult[Any]:
@@ -417,7 +499,7 @@ class RunAttempt:
             agent_id=ticket.request.agent_id,
             stop_reason=stop_reason,
             usage=RunUsage() if self._run is None else self._run.meter.usage(),
-            artifacts=() if self._run is None else tuple(self._run.artifacts),
+            artifacts=() if self._run is None else tuple(self._run.journal.artifacts),
             error_details=None if error is None else describe(error),
             pending=ticket.entry.pending,
             metadata=ticket.request.metadata,

@@ -60,8 +60,13 @@ def resolve_assembler(context: str | ContextAssembler, agent_id: str) -> Context
     Raises:
         AgentDefinitionError: there is none of that name.
     """
-    if not isinstance(context, str):
+    if isinstance(context, ContextAssembler):
         return context
+    if not isinstance(context, str):
+        raise AgentDefinitionError(
+            f"agent {agent_id!r}: context={context!r:.60} is no assembler",
+            hint=f"one of: {', '.join(_BUILT_IN)}, or an object with `assemble`, such as SlidingWindow(20)",
+        )
     if context not in _BUILT_IN:
         near = difflib.get_close_matches(context, _BUILT_IN, n=1)
         raise AgentDefinitionError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from callboard.kernel import ActorSystem, Ref
 from callboard.limits import RuntimeStats
+from callboard_protocol.commands import PublishEvents
+from callboard_protocol.errors import ActorError
+from callboard_protocol.event_base import RawEvent
 from callboard_storage.store import Store
 
 if TYPE_CHECKING:
@@ -43,6 +47,11 @@ class Directory:
         self.watchers = watchers
         self.attempts: set[asyncio.Task[None]] = set()
         self.describe: Callable[[], RuntimeStats] = RuntimeStats
+
+    def publish(self, events: Sequence[RawEvent]) -> None:
+        """Tell the bus. Publishing never fails a run: while a failed bus is being replaced, events are lost."""
+        with contextlib.suppress(ActorError):
+            self.bus.tell(PublishEvents(events=events))
 
     @property
     def supervisor(self) -> Ref[RunSupervisor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import overload
 
-from callboard_protocol.messages import Message
+from callboard_protocol.messages import Message, ToolCall
 
 
 class MessageView(Sequence[Message]):
@@ -93,6 +93,14 @@ class Conversation:
             self._order = {call.id: rank for rank, call in enumerate(message.tool_calls)}
             self._answers = []
             self._base = len(self._messages)
+
+    def unanswered(self) -> Sequence[ToolCall]:
+        """The calls of the last assistant turn that have no answer yet, in order."""
+        if len(self._answers) >= len(self._order):
+            return ()
+        answered = set(self._answers)
+        calls = self._messages[self._base - 1].tool_calls
+        return [call for call in calls if self._order[call.id] not in answered]
 
     def view(self) -> MessageView:
         """What it holds now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from callboard.kernel import Ref
 from callboard.session import SessionActor
@@ -21,6 +21,7 @@ from callboard_protocol.records import (
     StepCompleted,
     StepKind,
 )
+from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage.store import StoredRecord
 
@@ -33,6 +34,9 @@ class RunJournal:
         session: the actor that owns the session's log.
         own: the run's records so far.
         durable: whether each append is on disk before it returns; otherwise all wait for `close`.
+
+    Attributes:
+        tell: called with each record once it is on disk, in order, whatever else befalls whoever appended it.
     """
 
     def __init__(self, run_id: str, session: Ref[SessionActor], own: Sequence[StoredRecord], *, durable: bool) -> None:
@@ -40,6 +44,7 @@ class RunJournal:
         self._session = session
         self._durable = durable
         self._held_back: list[LogRecord] = []
+        self.tell: Callable[[LogRecord], object] = _nobody
         self.began: RunBegan | None = None
         self.last_start: RunBegan | RunResumed | None = None
         self.completed: dict[str, StepCompleted] = {}
@@ -52,12 +57,13 @@ class RunJournal:
         self.tool_calls: list[str] = []
         self.open_calls: dict[str, str] = {}
         self.last_answer: str | None = None
+        self.artifacts: list[RunArtifact] = []
         for stored in own:
             self._recall(stored.record)
 
     def _recall(self, record: LogRecord) -> None:
-        self.next_ordinal = record.ordinal + 1
-        self._landed(record)
+        self.next_ordinal = max(self.next_ordinal, record.ordinal + 1)
+        self._follow(record)
         if isinstance(record, StepCompleted):
             self.completed[record.step] = record
             self.progressed = True
@@ -76,13 +82,20 @@ class RunJournal:
         elif isinstance(record, OutcomeVoided):
             self.completed.pop(record.step, None)
 
-    def _landed(self, record: LogRecord) -> None:
+    def _landed(self, records: Sequence[LogRecord]) -> None:
+        for record in records:
+            self._follow(record)
+            self.tell(record)
+
+    def _follow(self, record: LogRecord) -> None:
         """Follow what the transcript on disk needs to stay well-formed, whatever the pattern has seen of it."""
         if not isinstance(record, StepCompleted):
             return
         self.steps += 1
         if record.kind == "tool":
             self.tool_calls.append(f"{record.name}({record.run_id}:{record.step})")
+        elif record.artifact is not None:
+            self.artifacts.append(record.artifact)
         if not record.in_transcript:
             return
         if record.response is None:
@@ -124,14 +137,18 @@ class RunJournal:
         A value that cannot be stored becomes the step's error under the same ordinal, so that the run's records stay
         gapless and a replay meets the same error.
 
+        Returns:
+            What was appended: `record`, or the one that says why it cannot be stored.
+
         Raises:
-            UnpersistableValueError: the outcome cannot be stored; its error was appended instead.
             FencedError: the session moved on without this run.
             StoreError: the store refused.
         """
         try:
             await self.append(record, memory=memory)
         except UnpersistableValueError as problem:
+            what = f"{record.kind} {record.name!r}" if record.name else record.kind
+            problem.message = f"{what} (step {record.step} of run {record.run_id}) cannot be stored: {problem.message}"
             failed = StepCompleted(
                 run_id=record.run_id,
                 ordinal=record.ordinal,
@@ -141,13 +158,22 @@ class RunJournal:
                 name=record.name,
                 fit=record.fit,
                 error=describe(problem),
+                tool_call_id=record.tool_call_id,
+                in_transcript=record.in_transcript and record.response is None,
+                clock=record.clock,
                 attempt=record.attempt,
                 duration=record.duration,
                 running=record.running,
             )
             await self.append(failed)
-            raise
+            return failed
         return record
+
+    def owe(self, record: StepCompleted) -> None:
+        """Have the next append bring this record along: nothing that stands on it can come to disk before it."""
+        self._held_back.append(record)
+        if not self._durable:
+            self._landed((record,))
 
     async def append(
         self,
@@ -166,31 +192,31 @@ class RunJournal:
         """
         if not self._durable and run is None:
             self._held_back.extend(records)
-            for record in records:
-                self._landed(record)
+            self._landed(records)
             return
-        request = AppendRecords(
-            records=(*self._held_back, *records) if self._held_back else records,
-            run=run,
-            memory=memory,
-            checkpoint=checkpoint,
-        )
-        self._held_back = []
+        held_back, self._held_back = self._held_back, []
+        together = (*held_back, *records) if held_back else records
+        request = AppendRecords(records=together, run=run, memory=memory, checkpoint=checkpoint)
         try:
             await self._session.ask(request, timeout=None)
         except asyncio.CancelledError:
             await self._session.ask(SettleAppends(), timeout=None)
-            for record in records:
-                self._landed(record)
+            self._landed(together if self._durable else records)
             raise
-        for record in records:
-            self._landed(record)
+        except UnpersistableValueError:
+            self._held_back = [*held_back, *self._held_back]
+            raise
+        self._landed(together if self._durable else records)
 
     def claim_ordinal(self) -> int:
         """The ordinal of the record that is about to be appended."""
         ordinal = self.next_ordinal
         self.next_ordinal = ordinal + 1
         return ordinal
+
+
+def _nobody(record: LogRecord) -> None:
+    """Who is told before anyone asks to be."""
 
 
 def _shown(kind: str, name: str, fit: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,14 +16,17 @@ from callboard.models.base import Model
 from callboard.record_events import events_of
 from callboard.stops import StopRun
 from callboard_protocol.amounts import Amount, Granted, Refused
-from callboard_protocol.commands import PublishEvents, ReserveBudget, SettleBudget
+from callboard_protocol.commands import ReserveBudget, SettleBudget
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError
 from callboard_protocol.event_base import RawEvent
+from callboard_protocol.failures import restore
 from callboard_protocol.messages import Message
 from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
 from callboard_protocol.runs import RunArtifact, RunRequest
 from callboard_protocol.sessions import MemoryEntry
+
+IDEMPOTENCY_WARNING = "run.durable_idempotency_warning"
 
 
 class SessionState:
@@ -54,6 +57,10 @@ class SessionState:
             return False, None
         self._digest = digest
         return True, plain
+
+    def owe(self) -> None:
+        """What was to be written was not: the next record writes it."""
+        self._digest = b""
 
     def apply(self, record: StepCompleted) -> None:
         """Take over the state a recorded step left."""
@@ -94,11 +101,12 @@ class LiveRun:
         self.directory = directory
         self.state = state
         self.meter = RunMeter()
+        journal.tell = self._landed
         self.deps: Any = None
         self.instructions = agent.instructions
         self.attempt = max(1, journal.attempt)
         self.clocks = _clocks(journal)
-        self.warned_of: set[str] = set()
+        self.warned_of = {_subject(IDEMPOTENCY_WARNING, {"tool": one.tool}) for one in journal.intents.values()}
         self.artifacts: list[RunArtifact] = []
         self.budget = request.budget or agent.budget
         self.is_limited = True
@@ -134,22 +142,38 @@ class LiveRun:
 
     # ---- records
 
+    async def land(self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = ()) -> StepCompleted:
+        """Append a step's outcome.
+
+        Returns:
+            What was appended: `record`, or the one that says why it cannot be stored.
+
+        Raises:
+            FencedError: the session moved on without this run.
+            StoreError: the store refused.
+        """
+        landed = await self.journal.complete(record, memory=memory)
+        if landed is not record and record.state_changed:
+            self.state.owe()
+        return landed
+
     async def complete(self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = ()) -> None:
-        """Append a step's outcome, then tell whoever watches.
+        """Append a step's outcome.
 
         Raises:
             UnpersistableValueError: the outcome cannot be stored; its error was appended instead.
             FencedError: the session moved on without this run.
             StoreError: the store refused.
         """
-        await self.journal.complete(record, memory=memory)
-        self.meter.count(record)
-        self.publish_record(record)
+        landed = await self.land(record, memory=memory)
+        if landed is not record and landed.error is not None:
+            raise restore(landed.error)
 
-    def publish_record(self, record: LogRecord) -> None:
-        """Publish the events of a record that is on disk."""
+    def _landed(self, record: LogRecord) -> None:
+        """Count a record that is on disk, and publish its events."""
+        self.meter.count(record)
         if self.is_watched:
-            self.directory.bus.tell(PublishEvents(events=events_of(record, self.session_id, self.agent.id)))
+            self.directory.publish(events_of(record, self.session_id, self.agent.id))
 
     def instructed(self, history: Sequence[Message]) -> Sequence[Message]:
         """A history with the run's instructions in front, unless it brings its own."""
@@ -158,8 +182,8 @@ class LiveRun:
         return [Message.system(self.instructions), *history]
 
     def warn_once(self, event: str, **fields: str) -> None:
-        """Publish a warning, the first time in this attempt that these fields come up."""
-        subject = f"{event} {fields}"
+        """Publish a warning, the first time in this run that these fields come up."""
+        subject = _subject(event, fields)
         if subject not in self.warned_of:
             self.warned_of.add(subject)
             self.publish((event, None, fields))
@@ -207,7 +231,7 @@ class LiveRun:
             (name, self.run_id, self.session_id, self.agent.id, now, sequence, fields)
             for name, sequence, fields in events
         ]
-        self.directory.bus.tell(PublishEvents(events=raw))
+        self.directory.publish(raw)
 
     @property
     def is_watched(self) -> bool:
@@ -226,6 +250,12 @@ def _clocks(journal: RunJournal) -> dict[str, tuple[float, ...]]:
     for record in carriers:
         if record.clock:
             tail = record.step.rfind("/") + 1
-            dot = record.step.find(".", tail)
-            clocks[record.step if dot < 0 else record.step[:dot]] = record.clock
+            step = record.step[:tail] + record.step[tail:].partition("@")[0].partition(".")[0]
+            # Readings before a branch are written when it is made, and once more with what follows them.
+            if len(record.clock) > len(clocks.get(step, ())):
+                clocks[step] = record.clock
     return clocks
+
+
+def _subject(event: str, fields: Mapping[str, str]) -> str:
+    return f"{event} {dict(fields)}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from callboard_protocol.amounts import Amount, nano_usd
 from callboard_protocol.errors import InvalidArgumentsError, ToolDeniedError, UnknownToolError
-from callboard_protocol.records import LogRecord, StepCompleted
+from callboard_protocol.records import IntentRecorded, LogRecord, StepCompleted
 from callboard_protocol.runs import RunUsage
 
 _NEVER_MADE = frozenset({InvalidArgumentsError.code, UnknownToolError.code, ToolDeniedError.code})
@@ -16,7 +16,10 @@ class RunMeter:
     """Counts one run's model and tool calls."""
 
     __slots__ = (
+        "_asked",
         "_cost_by_model",
+        "_dispatched",
+        "_intended",
         "_latencies",
         "cache_creation",
         "cached",
@@ -39,13 +42,21 @@ class RunMeter:
         self.cost_usd = 0.0
         self.retries = 0
         self.ttft: float | None = None
+        self._asked = 0
+        self._dispatched = 0
+        self._intended: set[str] = set()
         self._cost_by_model: dict[str, float] = {}
         self._latencies: list[float] = []
 
     def count(self, record: LogRecord) -> None:
-        """Count a step that is on disk: as it completes, or when a later attempt reads it."""
+        """Count a record that is on disk: as it gets there, or when a later attempt reads it."""
+        if isinstance(record, IntentRecorded):
+            self._intended.add(record.step)
+            self._dispatched += 1
         if not isinstance(record, StepCompleted):
             return
+        if record.kind == "generate":
+            self._asked += 1
         if record.response is not None:
             usage = record.response.usage
             self.llm_calls += 1
@@ -60,10 +71,11 @@ class RunMeter:
                 self._cost_by_model[model] = self._cost_by_model.get(model, 0.0) + usage.cost_usd
         elif record.kind == "tool" and (record.error is None or record.error.code not in _NEVER_MADE):
             self.tool_calls += 1
+            self._dispatched += record.step not in self._intended
 
     def spent(self) -> Amount:
-        """The same figures as a ledger counts them."""
-        return Amount(self.llm_calls, self.tool_calls, self.input_tokens + self.output_tokens, nano_usd(self.cost_usd))
+        """What a ledger has counted for the same records: calls that were made, whatever came of them."""
+        return Amount(self._asked, self._dispatched, self.input_tokens + self.output_tokens, nano_usd(self.cost_usd))
 
     def usage(self) -> RunUsage:
         """The figures so far."""

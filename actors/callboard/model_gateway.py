@@ -71,6 +71,8 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
 
     # An answer is paid for, and decides what goes on record: nobody stops waiting for it by a clock.
     ask_timeout = None
+    # Runs are bounded where they are admitted; to give a call up must not be refused because many do at once.
+    mailbox_limit = 100_000
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
     def ask(self, message: AskModel) -> LoopFuture[ModelReply]:
         """Ask a model; with `on_delta`, stream its answer.
 
-        A stream that fails in the middle is retried as any call is; the deltas then begin anew.
+        A stream that fails in the middle is retried as any call is; the whole text then comes again.
 
         Raises:
             ModelError: the model did not answer, after every retry.

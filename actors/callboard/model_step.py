@@ -15,7 +15,7 @@ from callboard_protocol.commands import AbandonModelCall, AskModel
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, OutputValidationError
 from callboard_protocol.failures import describe, restore
-from callboard_protocol.messages import Message, Usage
+from callboard_protocol.messages import Message, ToolCall, Usage
 from callboard_protocol.model_calls import ModelRequest, ModelResponse, ModelSettings, ValidatedResponse
 from callboard_protocol.records import StepCompleted
 
@@ -77,18 +77,47 @@ def feedback_for(problem: str) -> str:
 def _explicit(
     scope: Scope, messages: str | Sequence[Message] | None
 ) -> tuple[Sequence[Message] | None, tuple[Message, ...], bytes]:
-    """What the pattern passed: a whole history or None, the messages in it that are new to the scope, their digest."""
+    """What the pattern passed: a whole history or None, the messages in it that are new to the scope, their digest.
+
+    Instructions are the history's alone: the conversation neither keeps nor compares them.
+    """
     if messages is None:
         return None, (), _NOTHING_NEW
     if isinstance(messages, str):
         said = Message.user(messages)
         return None, (said,), fingerprint(messages)
-    if scope.known is None:
-        scope.known = {id(message): message for message in scope.conversation.view()}
-    known = scope.known
-    new = tuple(message for message in messages if id(message) not in known)
-    known.update((id(message), message) for message in new)
-    return messages, new, fingerprint(new)
+    known, view = scope.known, scope.conversation.view()
+    # What came into the conversation since: known too, also where the pattern shows an equal message of its own making.
+    since = {id(message): message for message in view[scope.counted :] if id(message) not in known}
+    scope.counted = len(view)
+    known.update(since)
+    new: list[Message] = []
+    for message in messages:
+        if message.role == "system":
+            continue
+        if id(message) in known:
+            since.pop(id(message), None)
+            continue
+        known[id(message)] = message
+        twin = next((one for one, other in since.items() if other == message), None)
+        if twin is None:
+            new.append(message)
+        else:
+            del since[twin]
+    return messages, tuple(new), fingerprint(new)
+
+
+def _closed(open_calls: Sequence[ToolCall], new: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages to add where calls are open: answers for those that nobody has answered, then the rest."""
+    answered = {message.tool_call_id for message in new}
+    return (
+        *(
+            Message.tool("not answered: the run went on without it", tool_call_id=call.id, name=call.name)
+            for call in open_calls
+            if call.id not in answered
+        ),
+        *new,
+    )
 
 
 async def _ask(
@@ -103,15 +132,17 @@ async def _ask(
     model = run.model
     recorded = run.journal.recorded(step, "generate", "", fit)
     conversation = scope.conversation
-    if history is None:
-        for message in new:
-            conversation.add(message)
+    open_calls = conversation.unanswered()
+    if open_calls:
+        new = _closed(open_calls, new)
+    for message in new:
+        conversation.add(message)
     if recorded is not None:
         run.state.apply(recorded)
         if recorded.error is not None:
             raise restore(recorded.error)
         assert recorded.response is not None
-        _keep(scope, history, new, recorded.response)
+        conversation.add(recorded.response.as_message())
         return recorded.response
     shown = run.agent.context.assemble(conversation.view() if history is None else run.instructed(history))
     settings = _DEFAULT_SETTINGS
@@ -170,7 +201,7 @@ async def _ask(
         response=response,
         error=None if error is None else describe(error),
         in_transcript=scope.is_root and response is not None,
-        messages=tuple(message for message in new if message.role != "system") if scope.is_root else (),
+        messages=new if scope.is_root else (),
         state=state,
         state_changed=changed,
         clock=scope.clock,
@@ -184,17 +215,8 @@ async def _ask(
         raise restore(record.error) from error
     if response.usage.cost_usd is None and run.budget.max_cost_usd is not None:
         run.warn_once("budget.cost_skipped", model=response.model or model.name)
-    _keep(scope, history, new, response)
+    conversation.add(response.as_message())
     return response
-
-
-def _keep(
-    scope: Scope, history: Sequence[Message] | None, new: tuple[Message, ...], response: ModelResponse[Any]
-) -> None:
-    if history is not None:
-        for message in new:
-            scope.conversation.add(message)
-    scope.conversation.add(response.as_message())
 
 
 def _identified(response: ModelResponse[Any], step: str) -> ModelResponse[Any]:
@@ -226,7 +248,9 @@ def _worst_case(run: LiveRun, shown: Sequence[Message], settings: ModelSettings)
     """One call, its input estimated from its length, and an answer as long as it may be."""
     characters = sum(len(message.text) for message in shown)
     output = settings.max_tokens or _ASSUMED_OUTPUT_TOKENS
-    return Amount(steps=1, tokens=characters // _CHARACTERS_PER_TOKEN + output)
+    # No price is known beforehand; the least there is finds out whether all the money is spent.
+    cost = 0 if run.budget.max_cost_usd is None else 1
+    return Amount(steps=1, tokens=characters // _CHARACTERS_PER_TOKEN + output, cost_nano_usd=cost)
 
 
 def _true_cost(usage: Usage) -> Amount:

@@ -61,9 +61,7 @@ class OutputContract:
         try:
             return self._adapter.dump_python(output)
         except Exception as problem:
-            raise UnpersistableValueError(
-                f"the output, a {type(output).__qualname__}, cannot be stored: {text_of(problem)}"
-            ) from problem
+            raise UnpersistableValueError(f"a {type(output).__qualname__} of which {text_of(problem)}") from problem
 
     def load(self, plain: Any) -> Any:
         """What `dump` gave, as the output type again."""

@@ -67,13 +67,10 @@ async def _execute(
     value: Any = None
     error: CallboardError | None = None
     try:
-        value = fn(*args, **kwargs)
-        if not inspect.isawaitable(value):
-            raise UsageError(f"step {name!r}: {fn!r:.60} is no async function", hint=_HOW)
-        value = await value
+        value = await _awaitable(name, fn(*args, **kwargs))
     except CallboardError as problem:
         error = problem
-    except (Exception, *NOT_MEANT_FOR_US) as problem:  # whatever the user's function raises is the step's outcome
+    except (Exception, *NOT_MEANT_FOR_US) as problem:  # noqa: BLE001  (whatever it raises is the step's outcome)
         error = failed(f"step {name!r}", problem)
     else:
         try:
@@ -84,8 +81,13 @@ async def _execute(
     record = _record(
         run, scope, step, "step", name, fit=fit, value=value, error=error, duration=time.monotonic() - started
     )
-    await run.complete(record)
-    return record
+    return await run.land(record)
+
+
+def _awaitable(name: str, value: Any) -> Awaitable[Any]:
+    if not inspect.isawaitable(value):
+        raise UsageError(f"the function of step {name!r} returned a {type(value).__qualname__} at once", hint=_HOW)
+    return value
 
 
 def _unfit(name: str, value: Any, problem: Exception) -> UnpersistableValueError:
@@ -140,7 +142,7 @@ def _returns(fn: Callable[..., Any]) -> TypeAdapter[Any]:
 async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None:
     """Sleep durably; see `RunContext.sleep`."""
     seconds = as_seconds(duration)
-    step = scope.begin("sleep")
+    step = scope.begin("sleep", timed=False)
     try:
         began = run.journal.sleeps.get(step)
         if began is None:
@@ -153,7 +155,6 @@ async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None
                 clock=scope.clock,
             )
             await run.journal.append(began)
-            run.publish_record(began)
         left = began.wake_at - time.time()
         if left > 0:
             waited = time.monotonic()
@@ -176,17 +177,24 @@ def read_clock(run: LiveRun, scope: Scope) -> float:
     return reading
 
 
-async def keep_readings(run: LiveRun, scope: Scope, step: str) -> None:
-    """Give clock readings that no record of this scope would carry a record of their own."""
+def keep_map_readings(run: LiveRun, scope: Scope, step: str) -> None:
+    """Let the first record of a map's branches bring along the clock readings taken before the map."""
     if scope.clock and step not in run.journal.completed:
-        await run.complete(_record(run, scope, step, "map", ""))
+        run.journal.owe(_record(run, scope, step, "map", ""))
+
+
+def keep_branch_readings(run: LiveRun, scope: Scope) -> None:
+    """Let the next record of any scope bring along the clock readings taken before a branch, which may use them."""
+    step = f"{scope.upcoming}@{len(scope.readings)}"
+    if scope.readings and step not in run.journal.completed:
+        record = _record(run, scope, step, "map", "")
+        run.journal.owe(record.model_copy(update={"clock": tuple(scope.readings)}))
 
 
 def draw(run: LiveRun, scope: Scope) -> float:
-    """A number drawn by the step's identity; it takes an ordinal and no record."""
-    step = scope.begin("random")
-    scope.end()
-    return random.Random(f"{run.run_id}:{step}").random()  # noqa: S311  (reproducible on purpose, not secret)
+    """A number drawn by the draw's identity; it leaves no record."""
+    identity = f"{run.run_id}:{scope.draw()}"
+    return random.Random(identity).random()  # noqa: S311  (reproducible on purpose, not secret)
 
 
 async def add_artifact(run: LiveRun, scope: Scope, artifact: RunArtifact) -> RunArtifact:

@@ -14,6 +14,7 @@ from callboard.output import OutputContract
 from callboard.scopes import Scope
 from callboard.tool_steps import ToolResult
 from callboard_protocol.base import JsonObject
+from callboard_protocol.errors import UsageError
 from callboard_protocol.messages import Message, ToolCall
 from callboard_protocol.model_calls import ModelResponse
 from callboard_protocol.runs import RunArtifact, RunUsage
@@ -222,7 +223,9 @@ class RunContext(Generic[DepsT]):
         Raises:
             UsageError: the name is empty, holds ``/``, or was used before.
         """
-        return RunContext(self._run, self._scope.below(name))
+        below = self._scope.below(name)
+        plain_steps.keep_branch_readings(self._run, self._scope)
+        return RunContext(self._run, below)
 
     async def map(
         self,
@@ -242,10 +245,16 @@ class RunContext(Generic[DepsT]):
 
         Returns:
             Results by name, in the order of the items.
+
+        Raises:
+            UsageError: a limit under 1, or a name that cannot be a branch's.
+            ConcurrentStepError: another step of this scope is in flight.
         """
-        step = self._scope.begin("map")
+        if limit is not None and limit < 1:
+            raise UsageError(f"ctx.map(limit={limit}) lets no item through", hint="at least 1, or None")
+        step = self._scope.begin("map", timed=False)
         try:
-            await plain_steps.keep_readings(self._run, self._scope, step)
+            plain_steps.keep_map_readings(self._run, self._scope, step)
             places = asyncio.Semaphore(limit) if limit is not None else None
 
             async def one(scope: Scope, item: ItemT) -> ResultT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 from callboard.directory import Directory
@@ -19,6 +20,8 @@ from callboard_protocol.states import FINAL, RunState
 
 _LOOK_AGAIN = 0.05
 """Seconds between looks at the log of a run that another process carries on."""
+
+_CURSOR = re.compile(r"r([0-9]{1,18})")
 
 _STANDING = frozenset({RunState.SUSPENDED, RunState.PARKED})
 
@@ -71,8 +74,8 @@ async def _recorded(directory: Directory, entry: RunEntry, told: int) -> AsyncIt
                 yield build_event(raw)
 
 
-def _position(cursor: str) -> int:
-    try:
-        return int(cursor.removeprefix("r"))
-    except ValueError:
-        raise UsageError(f"{cursor!r} is no cursor", hint="pass the `cursor` of an event you have read") from None
+def _position(cursor: object) -> int:
+    position = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
+    if position is None:
+        raise UsageError(f"{cursor!r:.40} is no cursor", hint="pass the `cursor` of an event you have read")
+    return int(position[1])

@@ -12,8 +12,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
-from pydantic import ValidationError
-
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
@@ -28,7 +26,7 @@ from callboard.run_handle import RunHandle, RunStream
 from callboard.supervisor import RunSupervisor
 from callboard.ticket import RunTicket
 from callboard.tool_executor import ToolExecutor
-from callboard_protocol.base import JsonObject, as_seconds
+from callboard_protocol.base import MAX_IDENTIFIER_BYTES, JsonObject, as_seconds, check_identifier, unknown_option
 from callboard_protocol.commands import (
     CancelRun,
     DrainRuns,
@@ -38,8 +36,9 @@ from callboard_protocol.commands import (
     Subscribe,
     Unsubscribe,
 )
-from callboard_protocol.errors import ActorError, RuntimeClosedError, UsageError
+from callboard_protocol.errors import ActorError, NotImplementedYetError, RuntimeClosedError, UsageError
 from callboard_protocol.event_base import Event
+from callboard_protocol.events import check_known_name
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OnBusy, OnCrash, RunBudget, RunRequest, RunResult
 from callboard_protocol.states import FINAL, RunState
@@ -93,6 +92,10 @@ class Runtime:
         drain_timeout: float | timedelta = 0.0,
     ) -> None:
         self.agents = Agents(agents)
+        if not isinstance(limits, RuntimeLimits | None):
+            raise UsageError(
+                f"limits={limits!r:.60} does not fit", hint="limits=RuntimeLimits(max_concurrent_runs=...)"
+            )
         self._limits = RuntimeLimits() if limits is None else limits
         self._recover = recover
         self._drain_timeout = as_seconds(drain_timeout)
@@ -128,12 +131,12 @@ class Runtime:
         directory = Directory(system, store, watchers)
         self._system, self._directory = system, directory
         self.agents.directory = directory
-        system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
-        system.supervise(ChildSpec(GATEWAY, ModelGateway))
-        system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
-        agents, limits = self.agents.by_id, self._limits
-        system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
         try:
+            system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
+            system.supervise(ChildSpec(GATEWAY, ModelGateway))
+            system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
+            agents, limits = self.agents.by_id, self._limits
+            system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
             if self._recover:
                 await directory.supervisor.ask(RecoverRuns(), timeout=None)
         except BaseException:
@@ -144,10 +147,15 @@ class Runtime:
         """Take nothing more in, let runs finish within `drain_timeout`, and close the directory.
 
         Runs that are left are carried on by the next start. Closing twice is harmless.
+
+        Raises:
+            WrongLoopError: it was opened on another event loop; it stays open.
+            ForkedError: it was opened by the parent of this process, and is still the parent's.
         """
         system, directory = self._system, self._directory
         if system is None or directory is None:
             return
+        system.place.require_loop("the runtime")
         self._system = None
         self.agents.directory = None
         try:
@@ -171,6 +179,13 @@ class Runtime:
         directory = self._directory
         if directory is None or self._system is None:
             raise RuntimeClosedError("the runtime is not open")
+        return directory
+
+    @property
+    def _here(self) -> Directory:
+        """`_open`, for what may be used on the runtime's own loop only."""
+        directory = self._open
+        directory.system.place.require_loop("the runtime")
         return directory
 
     # ---- runs
@@ -221,12 +236,12 @@ class Runtime:
             RuntimeBusyError: a limit is reached; nothing was started.
             RuntimeClosedError: the runtime is not open.
         """
-        ticket = await self._submit(agent, input, deps, options)
+        known, request, is_new = self._request(agent, input, options)
         try:
+            ticket = await self._take_in(known, request, deps, is_new=is_new)
             return await asyncio.shield(ticket.result)
         except asyncio.CancelledError:
-            if not ticket.result.done():
-                await self.cancel(ticket.run_id, reason="the caller was cancelled")
+            await self._abandon(request.run_id)
             raise
 
     @overload
@@ -320,7 +335,11 @@ class Runtime:
         known, request, is_new = self._request(agent, input, options)
 
         async def start() -> RunHandle[Any]:
-            return self._handle(await self._take_in(known, request, deps, is_new=is_new))
+            try:
+                return self._handle(await self._take_in(known, request, deps, is_new=is_new))
+            except asyncio.CancelledError:
+                await self._abandon(request.run_id)
+                raise
 
         return RunStream(self, request.run_id, start)
 
@@ -340,6 +359,13 @@ class Runtime:
         )
         return ticket
 
+    async def _abandon(self, run_id: str) -> None:
+        """The caller that a run was for has been cancelled; the run too, if it is still going."""
+        with contextlib.suppress(ActorError):
+            await self._open.supervisor.ask(
+                CancelRun(run_id=run_id, reason="the caller was cancelled"), timeout=None
+            )
+
     def _request(
         self,
         agent: Agent[Any, Any] | str | RunRequest,
@@ -352,19 +378,23 @@ class Runtime:
                 raise UsageError(
                     "a RunRequest says everything", hint="set its fields instead of passing them beside it"
                 )
+            _refuse_unbuilt(agent)
             return self.agents.find(agent.agent_id), agent, False
         known = self.agents.find(agent)
-        if said is None:
-            raise UsageError("there is no input", hint="runtime.run(agent, 'what the user says')")
+        for name in options:
+            if name not in RunOptions.__optional_keys__:
+                raise unknown_option(name, sorted({*RunOptions.__optional_keys__, "deps"}), of="a run")
+        spoken = _spoken(said)
         fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         is_new = "run_id" not in fields
-        fields.setdefault("run_id", new_id())
-        fields.setdefault("session_id", f"session-{fields['run_id']}")
-        spoken = {"input_text": said} if isinstance(said, str) else {"input_parts": tuple(said)}
-        try:
-            return known, RunRequest(agent_id=known.id, **spoken, **fields), is_new
-        except ValidationError as problem:
-            raise UsageError(f"this request cannot be made: {problem}") from None
+        run_id = fields["run_id"] = check_identifier(fields.get("run_id", new_id()), "run id")
+        if "session_id" not in fields:
+            # The same at each submission of one run id; an id that leaves no room for a prefix goes without it.
+            named = f"session-{run_id}"
+            fields["session_id"] = named if len(named.encode()) <= MAX_IDENTIFIER_BYTES else run_id
+        request = RunRequest(agent_id=known.id, **spoken, **fields)
+        _refuse_unbuilt(request)
+        return known, request, is_new
 
     def _handle(self, ticket: RunTicket) -> RunHandle[Any]:
         return RunHandle(self, ticket.run_id, lambda: asyncio.shield(ticket.result))
@@ -375,6 +405,7 @@ class Runtime:
         Raises:
             UnknownRunError: there is no such run.
         """
+        check_identifier(run_id, "run id")
         ticket = await self._open.supervisor.ask(FindTicket(run_id=run_id))
         if ticket is not None:
             result: RunResult[Any] = await asyncio.shield(ticket.result)
@@ -403,6 +434,7 @@ class Runtime:
         Raises:
             UnknownRunError: there is no such run.
         """
+        check_identifier(run_id, "run id")
         stopped = await self._open.supervisor.ask(CancelRun(run_id=run_id, reason=reason, by=by), timeout=None)
         if not stopped:
             await self.runs.get(run_id)
@@ -413,12 +445,12 @@ class Runtime:
     @property
     def sessions(self) -> Sessions:
         """The sessions of the data directory."""
-        return Sessions(self._open)
+        return Sessions(self._here)
 
     @property
     def runs(self) -> Runs:
         """The runs of the data directory."""
-        return Runs(self._open)
+        return Runs(self._here)
 
     async def subscribe(self, run_id: str | None = None, *, names: Sequence[str] = ()) -> Subscription:
         """Watch events as they happen. Close the subscription when done.
@@ -426,7 +458,14 @@ class Runtime:
         Args:
             run_id: only this run's; every run's where None.
             names: only events of these names; all where empty.
+
+        Raises:
+            UsageError: a name that looks like a built-in event's is none; the error names the nearest.
         """
+        for name in names:
+            check_known_name(name)
+        if run_id is not None:
+            check_identifier(run_id, "run id")
         subscription: Subscription = await self._open.bus.ask(Subscribe(run_id=run_id, names=frozenset(names)))
         return subscription
 
@@ -445,7 +484,7 @@ class Runtime:
             UnknownRunError: there is no such run.
             UsageError: `after` is no cursor.
         """
-        return follow_run(self._open, run_id, after)
+        return follow_run(self._here, check_identifier(run_id, "run id"), after)
 
     def stats(self) -> RuntimeStats:
         """What is in hand right now.
@@ -462,6 +501,30 @@ class Runtime:
             RuntimeClosedError: the runtime is not open.
         """
         return self._open.system.health
+
+
+def _spoken(said: object) -> dict[str, Any]:
+    """The input as fields of a request. An empty text is an input like any other: the agent may know what to do."""
+    if isinstance(said, str):
+        return {"input_text": said}
+    if isinstance(said, Sequence):
+        return {"input_parts": tuple(said)}
+    what = "there is no input" if said is None else f"the input is of type {type(said).__name__}"
+    raise UsageError(what, hint="runtime.run(agent, 'what the user says'), or a list of content parts")
+
+
+def _refuse_unbuilt(request: RunRequest) -> None:
+    """What a request may say and nothing heeds yet is refused: a limit that is silently not held is worse than none."""
+    unbuilt = {
+        "account": request.account is not None,
+        "resume_from_checkpoint": request.resume_from_checkpoint is not None,
+        "parent_run_id": request.parent_run_id is not None,
+        "on_busy='interrupt'": request.on_busy == "interrupt",
+        "on_crash='restart'": request.on_crash == "restart",
+    }
+    for what, is_asked in unbuilt.items():
+        if is_asked:
+            raise NotImplementedYetError(f"{what} is not part of this release", hint=f"leave {what} out")
 
 
 def new_id() -> str:

@@ -6,6 +6,9 @@ so the same pattern gives every step the same identity at each attempt.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from callboard.history import Conversation
 from callboard_protocol.errors import ConcurrentStepError, UsageError
 
@@ -16,19 +19,43 @@ class Scope:
     Args:
         prefix: what its steps' identities begin with: empty for the root, ``files.a/`` or ``3.a/`` below it.
         conversation: the messages a model sees here.
+        watch: starts a timer for a step by its identity; None where steps have no time limit.
+
+    Attributes:
+        known: messages by identity that a pattern may show again in a history of its own without saying them twice.
+        counted: how many messages of the conversation `known` takes in.
     """
 
-    __slots__ = ("clock", "conversation", "in_flight", "known", "names", "next_ordinal", "prefix", "readings")
+    __slots__ = (
+        "clock",
+        "conversation",
+        "counted",
+        "draws",
+        "in_flight",
+        "known",
+        "names",
+        "next_ordinal",
+        "prefix",
+        "readings",
+        "timer",
+        "watch",
+    )
 
-    def __init__(self, prefix: str, conversation: Conversation) -> None:
+    def __init__(
+        self, prefix: str, conversation: Conversation, watch: Callable[[str], asyncio.TimerHandle] | None = None
+    ) -> None:
         self.prefix = prefix
         self.conversation = conversation
         self.next_ordinal = 0
         self.in_flight: str | None = None
         self.names: set[str] = set()
-        self.known: dict[int, object] | None = None
+        self.known: dict[int, object] = {}
+        self.counted = 0
+        self.draws = 0
         self.readings: list[float] = []
         self.clock: tuple[float, ...] = ()
+        self.watch = watch
+        self.timer: asyncio.TimerHandle | None = None
 
     @property
     def is_root(self) -> bool:
@@ -40,11 +67,12 @@ class Scope:
         """The identity the next step will have."""
         return f"{self.prefix}{self.next_ordinal}"
 
-    def begin(self, what: str) -> str:
+    def begin(self, what: str, *, timed: bool = True) -> str:
         """Begin a step.
 
         Args:
             what: the step's kind, for the error.
+            timed: whether the time limit of a step applies; not to one that waits, or is made of steps.
 
         Returns:
             Its identity.
@@ -52,22 +80,41 @@ class Scope:
         Raises:
             ConcurrentStepError: another step of this scope is in flight.
         """
-        if self.in_flight is not None:
-            raise ConcurrentStepError(
-                f"{what} began while {self.in_flight} is in flight in scope {self.prefix or 'root'!r}",
-                context={"scope": self.prefix, "in_flight": self.in_flight, "began": what},
-            )
+        self._refuse_second(what)
         self.in_flight = what
         step = f"{self.prefix}{self.next_ordinal}"
         self.next_ordinal += 1
         # Clock readings ride on the record of the step that follows them.
         self.clock = tuple(self.readings) if self.readings else ()
         self.readings.clear()
+        if self.watch is not None and timed:
+            self.timer = self.watch(step)
         return step
 
     def end(self) -> None:
         """The step in flight has ended."""
         self.in_flight = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def draw(self) -> str:
+        """The identity of the next random number. It takes no ordinal: no record will carry it, so readings of the
+        clock before it must stay with the step that follows.
+
+        Raises:
+            ConcurrentStepError: a step of this scope is in flight.
+        """
+        self._refuse_second("random")
+        self.draws += 1
+        return f"{self.prefix}random.{self.draws - 1}"
+
+    def _refuse_second(self, what: str) -> None:
+        if self.in_flight is not None:
+            raise ConcurrentStepError(
+                f"{what} began while {self.in_flight} is in flight in scope {self.prefix or 'root'!r}",
+                context={"scope": self.prefix, "in_flight": self.in_flight, "began": what},
+            )
 
     def below(self, name: str, within: str = "") -> Scope:
         """A scope of its own.
@@ -85,4 +132,4 @@ class Scope:
         if full in self.names:
             raise UsageError(f"the scope {full!r} exists already", hint="give every branch a name of its own")
         self.names.add(full)
-        return Scope(full, Conversation(self.conversation.view()))
+        return Scope(full, Conversation(self.conversation.view()), self.watch)

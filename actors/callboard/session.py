@@ -13,7 +13,7 @@ from callboard_protocol.commands import AppendRecords, CloseRun, OpenSession, Sa
 from callboard_protocol.errors import CallboardError, FencedError
 from callboard_protocol.messages import Message
 from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
-from callboard_protocol.sessions import HeadFold, SessionCheckpoint, SessionHead
+from callboard_protocol.sessions import HeadFold, MemoryEntry, SessionCheckpoint, SessionHead
 from callboard_storage.store import Batch, Fence, Store, StoredRecord
 
 AnswerT = TypeVar("AnswerT")
@@ -70,27 +70,27 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         if fold is None:
             raise FencedError(f"session {self._session_id!r} is not open for appending")
         batch = self._store.batch(self._session_id)
+        records = message.records
         first = sequence = fold.next_sequence
-        for record in message.records:
+        for record in records:
             batch.append(sequence, record)
             sequence += 1
-        for entry in message.memory:
-            if entry.value is None:
-                batch.delete_memory(entry.name)
-            else:
-                batch.put_memory(entry)
+        if message.memory:
+            _put_memory(batch, message.memory)
         if message.run is not None:
             batch.put_run(message.run)
         # From here on nothing raises: what the session believes changes together with what it sends.
-        for record in message.records:
-            fold.add(fold.next_sequence, record)
+        sequence = first
+        for record in records:
+            fold.add(sequence, record)
+            sequence += 1
             if isinstance(record, StepCompleted) and record.state_changed:
                 self._state = record.state
         if message.run is not None:
             batch.put_head(fold.head())
         if message.checkpoint is not None:
             batch.put_checkpoint(self._stands(message.checkpoint, fold))
-        return self._commit(batch, Fence(follows=first - 1), first)
+        return self._commit(batch, Fence(first - 1), first)
 
     @handles
     def settle(self, message: SettleAppends) -> LoopFuture[Any] | None:
@@ -171,3 +171,11 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._fold, self._state = fold, states[fold.state_sequence]
         head, state = before or (fold.head(), self._state)
         return OpenedSession(head=head, transcript=transcript, state=state, own=own)
+
+
+def _put_memory(batch: Batch, entries: Sequence[MemoryEntry]) -> None:
+    for entry in entries:
+        if entry.value is None:
+            batch.delete_memory(entry.name)
+        else:
+            batch.put_memory(entry)

@@ -42,9 +42,16 @@ def snapshot_of(
         tool_calls=tuple(tool_calls),
         last_messages=tuple(_redacted_message(message) for message in messages[-_LAST_MESSAGES:]),
         usage=usage,
-        state=redact(to_jsonable_python(state, fallback=repr)),
+        state=redact(_shown(state)),
         at=time.time(),
     )
+
+
+def _shown(state: Any) -> Any:
+    try:
+        return to_jsonable_python(state, fallback=repr)
+    except Exception:  # noqa: BLE001 - a state that cannot be shown must not hide what went wrong
+        return f"<{type(state).__qualname__}>"
 
 
 def redact(value: Any) -> Any:

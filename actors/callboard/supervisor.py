@@ -29,7 +29,6 @@ from callboard_protocol.commands import (
     FindTicket,
     LeaveSlot,
     OpenRunAccount,
-    PublishEvents,
     RecoverRuns,
     RegainSlot,
     ReleaseSession,
@@ -196,7 +195,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         # A supervisor that failed before this one has stopped them, and they may still be writing that down.
         await asyncio.gather(*self._directory.attempts, return_exceptions=True)
         entries = await self._store.read_unfinished()
-        for entry in entries:
+        # A session is that run's which has begun in it, also where an older one waits for its agent.
+        for entry in sorted(entries, key=lambda entry: entry.began_sequence is None):
             if entry.run_id not in self._tickets:
                 agent = self._agents.get(entry.request.agent_id)
                 self._take_over(RunTicket(entry, agent, None if agent is None else agent.model))
@@ -230,6 +230,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         reason = f"agent {ticket.request.agent_id!r} is not registered"
         if ticket.entry.state != RunState.PARKED:
             ticket.entry = moved(ticket.entry, RunInput.PARK)
+        if ticket.entry.began_sequence is not None:
+            self._admission.hold(ticket.run_id, ticket.session_id)
         pending = (PendingCall(reason="parked", message=reason),)
         ticket.entry = ticket.entry.model_copy(update={"pending": pending})
         self._publish(ticket, "run.parked", {"reason": reason, "pending": pending})
@@ -242,7 +244,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if ticket.entry.state == RunState.PARKED and ticket.request.agent_id == agent.id:
                 ticket.agent, ticket.model = agent, agent.model
                 ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
-                self._enqueue(ticket)
+                if ticket.entry.began_sequence is None:
+                    self._enqueue(ticket)
+                else:
+                    self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
+                    self._admit()
 
     @handles
     def drop(self, message: DropAgent) -> None:
@@ -265,14 +271,19 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if back is not None:
                 back.set_result(None)
                 continue
-            self._running += 1
-            ticket.task = asyncio.get_running_loop().create_task(self._attempt(ticket), name=f"run {run_id}")
-            self._directory.attempts.add(ticket.task)
-            ticket.task.add_done_callback(self._directory.attempts.discard)
+            self._put_to_work(ticket)
+
+    def _put_to_work(self, ticket: RunTicket) -> None:
+        self._running += 1
+        ticket.is_at_work = False
+        ticket.task = asyncio.get_running_loop().create_task(self._attempt(ticket), name=f"run {ticket.run_id}")
+        self._directory.attempts.add(ticket.task)
+        ticket.task.add_done_callback(self._directory.attempts.discard)
 
     async def _attempt(self, ticket: RunTicket) -> None:
-        agent = ticket.agent
-        assert agent is not None, "a run without an agent is parked, never admitted"
+        ticket.is_at_work = True
+        # A parked run has no agent, and needs none to be ended.
+        agent = ticket.agent or Agent(ticket.request.agent_id)
         active = self._sessions.enter(ticket.session_id)
         try:
             memory = None if agent.memory is None else self._sessions.memory_of(ticket.session_id, agent.memory)
@@ -283,13 +294,14 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if not ticket.result.done():
                 ticket.result.set_exception(error)
                 ticket.result.exception()
+            self._admit()
             if not isinstance(error, Exception):
                 raise
             return
         self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
         if result.stop_reason == "completed":
             self._completed += 1
-        else:
+        elif result.stop_reason != "suspended":
             self._stopped += 1
         ticket.finish(result)
         self._admit()
@@ -323,12 +335,16 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admit()
 
     @handles
-    def regain_slot(self, message: RegainSlot) -> asyncio.Future[None]:
-        """Answers once the run has a slot again."""
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_for_slot[message.run_id] = waiting
-        self._admission.ask_back(message.run_id)
-        self._admit()
+    def regain_slot(self, message: RegainSlot) -> asyncio.Future[None] | None:
+        """Answers once the run has a slot again; several branches of it may have waited, and share one."""
+        ticket = self._tickets.get(message.run_id)
+        if ticket is None or ticket.has_slot:
+            return None
+        waiting = self._waiting_for_slot.get(message.run_id)
+        if waiting is None:
+            waiting = self._waiting_for_slot[message.run_id] = asyncio.get_running_loop().create_future()
+            self._admission.ask_back(message.run_id)
+            self._admit()
         return waiting
 
     # ---- budgets
@@ -357,7 +373,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     def _out_of_time(self, ticket: RunTicket) -> None:
         error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
-        self._stop_run(ticket, StopRun("budget_exhausted", error))
+        ticket.stop_with(StopRun("budget_exhausted", error))
 
     # ---- stopping runs
 
@@ -370,10 +386,21 @@ class RunSupervisor(Actor[SupervisorCommand]):
         why = f"run {ticket.run_id} was cancelled: {message.reason or 'no reason given'}"
         error = RunCancelledError(why, hint="", context={"by": message.by})
         ticket.stopped_by, ticket.reason = message.by, message.reason
+        stop = StopRun("cancelled", error)
         if ticket.task is not None:
-            self._stop_run(ticket, StopRun("cancelled", error))
+            ticket.stop_with(stop)
             await asyncio.wait([ticket.result])
-            return ticket.result.exception() is None and ticket.result.result().stop_reason == "cancelled"
+            if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
+                return _was_cancelled(ticket)
+        if ticket.entry.began_sequence is not None:
+            # What it left open in its transcript is closed by an attempt that only ends it.
+            if ticket.result.done():
+                ticket.result = asyncio.get_running_loop().create_future()
+            ticket.stop = stop
+            self._admission.hold(ticket.run_id, ticket.session_id)
+            self._put_to_work(ticket)
+            await asyncio.wait([ticket.result])
+            return _was_cancelled(ticket)
         self._admission.withdraw(ticket.run_id, ticket.session_id)
         self._admission.release(ticket.run_id, ticket.session_id)
         self._tickets.pop(ticket.run_id, None)
@@ -385,12 +412,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         ticket.finish(result_of(ticket.entry))
         self._admit()
         return True
-
-    def _stop_run(self, ticket: RunTicket, stop: StopRun) -> None:
-        """Cancel an attempt once: a second cancellation would cut its ending short."""
-        if ticket.task is not None and ticket.stop is None:
-            ticket.stop = stop
-            ticket.task.cancel()
 
     @handles
     def drain(self, message: DrainRuns) -> asyncio.Future[None]:
@@ -411,7 +432,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     def _interrupt_all(self) -> None:
         for ticket in list(self._tickets.values()):
-            self._stop_run(ticket, StopRun("interrupted"))
+            ticket.stop_with(StopRun("interrupted"))
 
     def on_failure(self, *_: Any) -> None:
         """Stops every attempt where it is: the supervisor that follows reads from the store what is to be carried on."""
@@ -453,7 +474,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     def _publish(self, ticket: RunTicket, name: str, fields: dict[str, Any]) -> None:
         raw = (name, ticket.run_id, ticket.session_id, ticket.request.agent_id, time.time(), None, fields)
-        self._directory.bus.tell(PublishEvents(events=[raw]))
+        self._directory.publish([raw])
+
+
+def _was_cancelled(ticket: RunTicket) -> bool:
+    return ticket.result.exception() is None and ticket.result.result().stop_reason == "cancelled"
 
 
 def _refuse_other(request: RunRequest, known: RunEntry) -> None:

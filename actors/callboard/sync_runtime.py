@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -11,12 +12,12 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from callboard.access import Agents
+from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.run_handle import RunHandle
 from callboard.runtime import RunOptions, Runtime
-from callboard_protocol.errors import RuntimeClosedError
+from callboard_protocol.errors import ForkedError, RuntimeClosedError, UsageError, WouldDeadlockError
 from callboard_protocol.event_base import Event
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OutputT_co, RunRequest, RunResult
@@ -58,16 +59,17 @@ class SyncRunHandle(Generic[OutputT_co]):
 class SyncNamespace:
     """`runtime.sessions` or `runtime.runs`, blocking: the same methods with the same arguments."""
 
-    def __init__(self, target: Any, call: Callable[..., Any]) -> None:
+    def __init__(self, kind: type[Any], target: Callable[[], Any], call: Callable[..., Any]) -> None:
+        self._kind = kind
         self._target = target
         self._call = call
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._target, name)
+        method = getattr(self._kind, name)
 
         def blocking(*args: Any, **kwargs: Any) -> Any:
             async def call() -> Any:
-                return await method(*args, **kwargs)
+                return await method(self._target(), *args, **kwargs)
 
             return self._call(call)
 
@@ -97,6 +99,8 @@ class SyncRuntime:
         self._runtime = Runtime(agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout)
         self._opening: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
+        self._thread = 0
+        self._process = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -108,10 +112,18 @@ class SyncRuntime:
         self.close()
 
     def start(self) -> None:
-        """Start the thread and open the runtime in it; raises what `Runtime.start` raises."""
+        """Start the thread and open the runtime in it; raises what `Runtime.start` raises.
+
+        Raises:
+            UsageError: it is open already.
+        """
+        if self._portal is not None:
+            raise UsageError("the runtime is open already", hint="open one SyncRuntime once; any thread may use it")
         opening = start_blocking_portal("asyncio")
         self._portal = opening.__enter__()
         self._opening = opening
+        self._process = os.getpid()
+        self._thread = self._portal.call(threading.get_ident)
         try:
             self._call(self._runtime.start)
         except BaseException:
@@ -135,6 +147,13 @@ class SyncRuntime:
     def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         if self._portal is None:
             raise RuntimeClosedError("the runtime is not open", hint="use it inside `with SyncRuntime(...)`")
+        if os.getpid() != self._process:
+            raise ForkedError(f"the runtime lives in process {self._process}, and this is a fork of it")
+        if threading.get_ident() == self._thread:
+            raise WouldDeadlockError(
+                "a blocking call on the thread that would have to answer it",
+                hint="inside an async tool or pattern use what its context offers, or `await` an async Runtime",
+            )
         answer: T = self._portal.call(function, *args)
         return answer
 
@@ -202,12 +221,12 @@ class SyncRuntime:
     @property
     def sessions(self) -> SyncNamespace:
         """`Runtime.sessions`, blocking."""
-        return SyncNamespace(self._runtime.sessions, self._call)
+        return SyncNamespace(Sessions, lambda: self._runtime.sessions, self._call)
 
     @property
     def runs(self) -> SyncNamespace:
         """`Runtime.runs`, blocking."""
-        return SyncNamespace(self._runtime.runs, self._call)
+        return SyncNamespace(Runs, lambda: self._runtime.runs, self._call)
 
     def stats(self) -> RuntimeStats:
         """As `Runtime.stats`."""

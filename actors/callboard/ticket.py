@@ -29,6 +29,7 @@ class RunTicket:
         crashed: whether the process that ran it last died in the middle of it.
         deadline: the timer of its `max_duration`.
         has_slot: whether it holds one of the runtime's slots.
+        is_at_work: whether its attempt has had its first turn.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class RunTicket:
         "deps",
         "entry",
         "has_slot",
+        "is_at_work",
         "model",
         "reason",
         "result",
@@ -69,6 +71,7 @@ class RunTicket:
         self.stopped_by = ""
         self.reason = ""
         self.has_slot = False
+        self.is_at_work = False
         self.deadline: asyncio.TimerHandle | None = None
 
     @property
@@ -85,6 +88,14 @@ class RunTicket:
     def session_id(self) -> str:
         """Its session."""
         return self.entry.request.session_id
+
+    def stop_with(self, stop: StopRun) -> None:
+        """Stop the attempt at work. Only the first call counts: a second cancellation would cut its ending short."""
+        if self.task is not None and self.stop is None:
+            self.stop = stop
+            # A task that is cancelled before its first turn never runs; the attempt looks at `stop` when it begins.
+            if self.is_at_work:
+                self.task.cancel()
 
     def accept(self, problem: BaseException | None = None) -> None:
         """The run is on disk, or was refused; only the first answer counts."""

@@ -47,6 +47,8 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
 
     # A call takes as long as its tool may take, and its outcome decides what goes on record.
     ask_timeout = None
+    # Runs are bounded where they are admitted; a cancellation must not be refused because many come at once.
+    mailbox_limit = 100_000
 
     def __init__(self, *, threads: int = 32) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from callboard.live_run import LiveRun
+from callboard.live_run import IDEMPOTENCY_WARNING, LiveRun
 from callboard.scopes import Scope
 from callboard.stops import StopRun
 from callboard.tool import Tool
@@ -63,7 +63,7 @@ async def call_one(run: LiveRun, scope: Scope, name: str, arguments: dict[str, A
         record = await _perform(run, scope, step, name, arguments, None)
         if record.error is not None:
             raise restore(record.error)
-        return run.agent.tools[name].load_result(record.value)
+        return _loaded(run, record)
     finally:
         scope.end()
 
@@ -83,17 +83,26 @@ async def call_many(run: LiveRun, scope: Scope, calls: Sequence[ToolCall]) -> li
         else:
             records = await _batch(run, scope, step, calls)
         results: list[ToolResult] = []
+        unstorable: UnpersistableValueError | None = None
         for call, record in zip(calls, records, strict=True):
             content = render_for_model(record.value) if record.error is None else record.error.message
             scope.conversation.add(Message(role="tool", content=content, tool_call_id=call.id, name=call.name))
             error = None if record.error is None else restore(record.error)
             if isinstance(error, UnpersistableValueError):
-                raise error
-            value = None if error is not None else run.agent.tools[call.name].load_result(record.value)
+                unstorable = unstorable or error
+            value = None if error is not None else _loaded(run, record)
             results.append(ToolResult(call, value, error, content))
+        if unstorable is not None:
+            raise unstorable
         return results
     finally:
         scope.end()
+
+
+def _loaded(run: LiveRun, record: StepCompleted) -> Any:
+    """What a tool returned, in its annotated type; as plain data where the agent has the tool no more."""
+    tool = run.agent.tools.get(record.name)
+    return record.value if tool is None else tool.load_result(record.value)
 
 
 async def _batch(run: LiveRun, scope: Scope, step: str, calls: Sequence[ToolCall]) -> list[StepCompleted]:
@@ -191,6 +200,7 @@ class _Call:
         self.raw_arguments = raw_arguments
         self.fit = fit
         self.tool_call_id = tool_call_id
+        self.intended: int | None = None
         self.started = time.monotonic()
 
     @property
@@ -217,6 +227,9 @@ class _Call:
             granted = await run.reserve(_ONE_CALL)
             try:
                 outcome = await self._dispatch(tool, arguments, attempt)
+            except UnpersistableValueError as problem:
+                # Only the intent is written there: its arguments cannot be stored, so the call was not made.
+                return await self.completed(None, problem, ordinal=self.intended)
             finally:
                 run.settle(granted.amount, _ONE_CALL)
             error = outcome.error
@@ -231,18 +244,18 @@ class _Call:
                 try:
                     value = tool.dump_result(outcome.value)
                 except UnpersistableValueError as problem:
-                    await self.completed(None, problem)
-                    raise
+                    return await self.completed(None, problem)
             return await self.completed(value, error)
 
     async def _dispatch(self, tool: Tool[Any], arguments: dict[str, Any], attempt: int) -> ToolOutcome:
         run = self.run
         if run.request.durable and not tool.specification.may_be_repeated:
-            run.warn_once("run.durable_idempotency_warning", tool=self.name)
+            run.warn_once(IDEMPOTENCY_WARNING, tool=self.name)
             await self._intend(attempt)
         if run.is_watched:
             live = {"step": self.step, "call_id": self.call_id, "tool": self.name, "arguments": arguments}
             run.publish(("tool.called", None, live))
+        state = run.state.value
         context: ToolContext[Any] = ToolContext(
             deps=run.deps,
             run_id=run.run_id,
@@ -250,7 +263,7 @@ class _Call:
             agent_id=run.agent.id,
             call_id=self.call_id,
             attempt=attempt,
-            state=run.state.value,
+            state=state,
             publish=self._progress,
         )
         try:
@@ -260,7 +273,9 @@ class _Call:
         except asyncio.CancelledError:
             run.directory.executor.tell(CancelCall(call_id=self.call_id, reason="the run was stopped"))
             raise
-        run.state.value = context.state
+        if context.state is not state:
+            # A call beside this one may have put a new state in place; only this one's own goes there.
+            run.state.value = context.state
         return outcome
 
     def _progress(self, event: str, fields: dict[str, Any]) -> None:
@@ -270,9 +285,10 @@ class _Call:
 
     async def _intend(self, attempt: int) -> None:
         run = self.run
+        self.intended = run.journal.claim_ordinal()
         intent = IntentRecorded(
             run_id=run.run_id,
-            ordinal=run.journal.claim_ordinal(),
+            ordinal=self.intended,
             at=time.time(),
             step=self.step,
             tool=self.name,
@@ -284,7 +300,6 @@ class _Call:
         )
         await run.journal.append(intent)
         run.journal.intents[self.step] = intent
-        run.publish_record(intent)
 
     # ---- approval
 
@@ -386,12 +401,14 @@ class _Call:
 
     # ---- the outcome
 
-    async def completed(self, value: Any, error: CallboardError | None) -> StepCompleted:
+    async def completed(
+        self, value: Any, error: CallboardError | None, *, ordinal: int | None = None
+    ) -> StepCompleted:
         run = self.run
         changed, state = run.state.changed()
         record = StepCompleted(
             run_id=run.run_id,
-            ordinal=run.journal.claim_ordinal(),
+            ordinal=run.journal.claim_ordinal() if ordinal is None else ordinal,
             at=time.time(),
             step=self.step,
             kind="tool",
@@ -408,5 +425,4 @@ class _Call:
             running=run.running(),
             attempt=run.attempt,
         )
-        await run.complete(record)
-        return record
+        return await run.land(record)

@@ -105,12 +105,14 @@ class UnknownRunError(UsageError, LookupError):
     """No run under that id."""
 
     code = "unknown_run"
+    default_hint = "runtime.runs.list() names them; a run that was not durable is known only while it runs"
 
 
 class UnknownSessionError(UsageError, LookupError):
     """No session under that id."""
 
     code = "unknown_session"
+    default_hint = "runtime.sessions.list() names them"
 
 
 class UnknownCheckpointError(UsageError, LookupError):

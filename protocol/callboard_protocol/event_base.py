@@ -37,6 +37,11 @@ class Event(BaseModel, frozen=True):
     timestamp: AwareDatetime
     sequence: int | None = None
 
+    @property
+    def cursor(self) -> str | None:
+        """Where the run stands with it, for `runtime.events(run_id, after=cursor)`; None where it is in no record."""
+        return None if self.sequence is None else f"r{self.sequence}"
+
 
 class RunEvent(Event, frozen=True):
     """Something that happened in a run and is told once: no record keeps it."""

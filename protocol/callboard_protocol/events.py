@@ -6,6 +6,7 @@ subscriber that reads. docs/EVENTS.md lists what each event says.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -212,6 +213,24 @@ def check_custom_name(name: str) -> str:
             f"the event name {name!r} {what}",
             hint=f"choose a first word of your own, such as {'my_' + name!r}",
             context={"name": name, "reserved": sorted(RESERVED_PREFIXES)},
+        )
+    return name
+
+
+def check_known_name(name: str) -> str:
+    """The name unchanged, if some event may have it: a built-in one, or one of a user's own.
+
+    Raises:
+        UsageError: it begins like a built-in event's and is none; the error names the nearest.
+        InvalidIdentifierError: no event can have it.
+    """
+    check_identifier(name, "event name")
+    prefix, dot, _ = name.partition(".")
+    if dot and prefix in RESERVED_PREFIXES and name not in EVENT_NAMES:
+        near = difflib.get_close_matches(name, EVENT_NAMES, n=1)
+        siblings = ", ".join(sorted(known for known in EVENT_NAMES if known.startswith(prefix + dot)))
+        raise UsageError(
+            f"there is no event {name!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of: {siblings}"
         )
     return name
 

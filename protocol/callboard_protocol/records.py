@@ -9,12 +9,20 @@ a new schema version.
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from callboard_protocol.base import Frozen, JsonObject
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.model_calls import ModelResponse
-from callboard_protocol.runs import ErrorDetails, ErrorSnapshot, RunArtifact, RunRequest, RunUsage, StopReason
+from callboard_protocol.runs import (
+    ErrorDetails,
+    ErrorSnapshot,
+    RunArtifact,
+    RunRequest,
+    RunUsage,
+    StopReason,
+    nothing_used,
+)
 from callboard_protocol.tools import Decision, PendingCall
 
 StepKind = Literal[
@@ -305,7 +313,7 @@ class RunEnded(Record):
 
     stop_reason: StopReason
     output: Any = None
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = Field(default_factory=nothing_used)
     error_details: ErrorDetails | None = None
     error_snapshot: ErrorSnapshot | None = None
     messages: tuple[Message, ...] = ()

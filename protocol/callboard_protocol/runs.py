@@ -135,6 +135,14 @@ class RunUsage(Frozen):
         return self.input_tokens + self.output_tokens
 
 
+_NOTHING_USED = RunUsage()
+
+
+def nothing_used() -> RunUsage:
+    """The usage of a run that has not used anything: a default that pydantic does not copy for each model it is in."""
+    return _NOTHING_USED
+
+
 class RunArtifact(Frozen):
     """Something a run made, kept with its session.
 
@@ -192,7 +200,7 @@ class ErrorSnapshot(Frozen):
     traceback: str = ""
     tool_calls: tuple[str, ...] = ()
     last_messages: tuple[Message, ...] = ()
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = Field(default_factory=nothing_used)
     state: Any = None
     at: float = 0.0
 
@@ -219,7 +227,7 @@ class RunResult(Frozen, Generic[OutputT_co]):
     agent_id: str
     stop_reason: StopReason
     final_output: Any = None
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = Field(default_factory=nothing_used)
     artifacts: tuple[RunArtifact, ...] = ()
     error_details: ErrorDetails | None = None
     error_snapshot: ErrorSnapshot | None = None

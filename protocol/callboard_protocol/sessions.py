@@ -6,6 +6,8 @@ from the records behind it.
 
 from typing import Any
 
+from pydantic import Field
+
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UsageError
 from callboard_protocol.records import (
@@ -15,7 +17,7 @@ from callboard_protocol.records import (
     SessionRewound,
     StepCompleted,
 )
-from callboard_protocol.runs import ErrorDetails, RunArtifact, RunRequest, RunUsage, StopReason
+from callboard_protocol.runs import ErrorDetails, RunArtifact, RunRequest, RunUsage, StopReason, nothing_used
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import PendingCall
 
@@ -43,7 +45,7 @@ class SessionHead(Frozen):
     transcript_length: int = 0
     artifact_count: int = 0
     state_sequence: int | None = None
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = Field(default_factory=nothing_used)
     run_count: int = 0
     active_run: str | None = None
     last_run: str | None = None
@@ -172,7 +174,7 @@ class SessionCheckpoint(Frozen):
     state: Any = None
     transcript_length: int = 0
     artifact_count: int = 0
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = Field(default_factory=nothing_used)
     created_at: float = 0.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
 
 from callboard_protocol.errors import UsageError
@@ -84,11 +83,13 @@ class FrameBatch:
 
     def put_head(self, head: SessionHead) -> None:
         """Write where the session stands."""
+        self._check_session(head.session_id)
         key = self.prefix[:-1]
         self._change("heads", key, encode(key, head))
 
     def put_run(self, entry: RunEntry) -> None:
         """Write a run's entry, and whether it is unfinished."""
+        self._check_session(entry.session_id)
         key = keys.run_key(entry.run_id)
         self._change("runs", key, encode(key, entry))
         self._change("unfinished", key, b"" if entry.state in UNFINISHED else None)
@@ -96,6 +97,7 @@ class FrameBatch:
 
     def put_checkpoint(self, checkpoint: SessionCheckpoint) -> None:
         """Write a checkpoint under its id."""
+        self._check_session(checkpoint.session_id)
         key = keys.name_key(self.prefix, checkpoint.checkpoint_id, "checkpoint id")
         self._change("checkpoints", key, encode(key, checkpoint))
 
@@ -108,8 +110,9 @@ class FrameBatch:
         """Remove one entry of the session's memory."""
         self._change("memory", keys.name_key(self.prefix, name, "memory name"), None)
 
-    def __iter__(self) -> Iterator[Change]:
-        return iter(self.changes)
+    def _check_session(self, session_id: str) -> None:
+        if session_id != self.session_id:
+            raise UsageError(f"what belongs to session {session_id!r} was put into a batch of {self.session_id!r}")
 
     def _change(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.changes.append((table, key, value))

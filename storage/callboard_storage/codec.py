@@ -13,8 +13,9 @@ back through `Schemas` alone: nothing is imported, called or constructed because
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgpack
 
@@ -29,6 +30,8 @@ ModelT = TypeVar("ModelT")
 
 FRAME_VERSION = 1
 MAX_DEPTH = 64
+
+_packb = cast("Callable[..., bytes]", msgpack.packb)
 
 _MAGIC = b"\xcb\x0a"
 _HEADER = struct.Struct(">2sBHHI")
@@ -69,7 +72,7 @@ class Codec:
             raise UnpersistableValueError(f"a {type(model).__qualname__} has no schema, so it cannot be stored")
         body = self._flattener.flatten(model)
         try:
-            payload: bytes = msgpack.packb(body, strict_types=True)
+            payload = _packb(body, strict_types=True)
         except _PACK_ERRORS:
             payload = self._pack_odd(schema.model.__name__, body)
         if len(payload.translate(None, _NOT_CONTAINER)) > MAX_DEPTH and _depth_of(_unpack(payload)) > MAX_DEPTH:
@@ -111,7 +114,7 @@ class Codec:
     def _pack_odd(self, record: str, body: dict[str, Any]) -> bytes:
         """Pack what plain msgpack refused: leaf types, and models, tuples or enums inside `Any`."""
         try:
-            payload: bytes = msgpack.packb(body, default=self._stored_form, strict_types=True)
+            payload = _packb(body, default=self._stored_form, strict_types=True)
             # Anything stored as a list or map can also be a dict's key; that packs and never comes back.
             _unpack(payload)
         except Exception as error:
@@ -124,7 +127,7 @@ class Codec:
 
     def _comes_back(self, key: object) -> bool:
         try:
-            _unpack(msgpack.packb({key: None}, default=self._stored_form, strict_types=True))
+            _unpack(_packb({key: None}, default=self._stored_form, strict_types=True))
         except Exception:  # noqa: BLE001 - as above
             return False
         return True
@@ -132,7 +135,7 @@ class Codec:
 
 def _packs(value: object) -> bool:
     try:
-        msgpack.packb(value, strict_types=True)
+        _packb(value, strict_types=True)
     except _PACK_ERRORS:
         return False
     return True

@@ -57,7 +57,7 @@ class DataDirectory:
             opened.callback(self._lock.release)
             self.environment = LmdbEnvironment(path, map_size)
             opened.callback(self.environment.close)
-            self._writer = StoreWriter.start(self.environment, self.queue, self.refusals, max_bytes)
+            self._writer = StoreWriter.start_unregistered(self.environment, self.queue, self.refusals, max_bytes)
             opened.callback(self._writer.stop)
             self.reader = ThreadPoolExecutor(1, thread_name_prefix="callboard-reader")
             opened.callback(self.reader.shutdown)

@@ -170,6 +170,31 @@ def check_data_format(directory: Path, readable: int) -> bool:
     return False
 
 
+def allocate(path: Path, size: int) -> None:
+    """Make lock.mdb at its full size if it is not there; LMDB takes the number of reader slots from that size.
+
+    Raises:
+        StoreOpenError: it cannot be made, or the disk has no room for it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StoreOpenError(f"{path} cannot be made: {error.strerror}") from error
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.pwrite(descriptor, b"\0" * size, 0)
+            os.fsync(descriptor)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise StoreOpenError(f"{path} cannot be allocated: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
 def make_durable(directory: Path) -> None:
     """Have the disk keep the names of a new directory and of the files in it: LMDB syncs only what they hold.
 

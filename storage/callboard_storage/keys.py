@@ -62,11 +62,6 @@ def name_key(prefix: bytes, name: str, what: str) -> bytes:
     return prefix + encoded
 
 
-def name_of(key: bytes) -> str:
-    """The name at the end of a `name_key`."""
-    return key[key.index(b"\0") + 1 :].decode()
-
-
 def run_key(run_id: str) -> bytes:
     """A run's key in the table of runs."""
     return check_identifier(run_id, "run id").encode()

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -45,16 +45,21 @@ LARGEST_MAP: Final = 1 << 40
 SMALLEST_MAP: Final = 1 << 36
 MAX_READERS: Final = 2048
 
-_READER_SLOT = 64
-_LOCK_HEADER = 4096
+_LOCK_FILE_BYTES = 4096 + MAX_READERS * 64
+"""A header, and a slot per reader."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def translated(error: lmdb.Error, doing: str) -> StoreError:
     """An error of the engine as one of ours."""
-    if isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or error.code in _FULL:
+    if isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or _code(error) in _FULL:
         return StoreFullError(f"{doing} failed, there is no room: {error}")
     return StoreError(f"{doing} failed: {error}", hint="see runtime.health(); check the disk")
+
+
+def _code(error: lmdb.Error) -> int:
+    """The engine's number for an error; only errors the engine itself raised have one."""
+    return getattr(error, "code", 0)
 
 
 class ReadTransaction:
@@ -87,6 +92,11 @@ class ReadTransaction:
         if stop <= start:
             return []
         return self._range("log", prefix + keys.pack_sequence(start), prefix + keys.pack_sequence(stop), None)
+
+    def each(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every row of a table, one at a time. Damage may show as rows that are missing, repeated or out of order."""
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            yield from cursor
 
     def entries(self, table: str) -> int:
         """Rows of a table."""
@@ -258,7 +268,7 @@ class LmdbEnvironment:
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)
         doors.check_free_space(self.directory, is_new)
-        _allocate_lock_file(self.directory / doors.LOCK_FILE)
+        doors.allocate(self.directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
         environment = self._map()
         try:
             databases = _open_tables(environment, self.directory)
@@ -285,8 +295,10 @@ class LmdbEnvironment:
                     max_spare_txns=1,
                     lib_version=ENGINE,
                 )
+            except OSError as error:
+                raise StoreOpenError(f"{self.directory} cannot be opened: {error.strerror}") from error
             except lmdb.Error as error:
-                if error.code != errno.ENOMEM:
+                if _code(error) != errno.ENOMEM:
                     raise StoreOpenError(f"{self.directory} cannot be opened: {error}") from error
                 if self._map_size is not None or size <= SMALLEST_MAP:
                     raise StoreOpenError(
@@ -294,6 +306,80 @@ class LmdbEnvironment:
                         hint="raise RLIMIT_AS (ulimit -v), or pass a smaller map_size",
                     ) from error
                 size //= 2
+
+
+class ReadOnlyEnvironment:
+    """A directory opened to be read, which another process may have open and may be writing to.
+
+    For a process of its own: a damaged file can end whoever reads it with SIGBUS, and no process may open a directory
+    twice. A table that is not there is left out.
+
+    Args:
+        directory: the real path of a data directory.
+
+    Raises:
+        StoreVersionError: another engine wrote it.
+        StoreOpenError: there is no data file, or it is not one that can be opened.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        if doors.check_data_format(directory, DATA_FORMAT):
+            raise StoreOpenError(f"{directory} holds no store", hint="give a data directory or a backup of one")
+        doors.allocate(directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
+        size = (directory / doors.DATA_FILE).stat().st_size
+        try:
+            # Room to grow: a writer may add to the file between our opening it and our snapshot of it.
+            self._environment = lmdb.Environment(
+                os.fspath(directory),
+                map_size=2 * size + (1 << 30),
+                max_dbs=16,
+                max_readers=MAX_READERS,
+                readonly=True,
+                create=False,
+                lib_version=ENGINE,
+            )
+            self._databases: dict[str, Any] = {}
+            with self._environment.begin() as transaction:
+                for table in ("meta", "log", *TABLES):
+                    with suppress(lmdb.NotFoundError):
+                        self._databases[table] = self._environment.open_db(
+                            table.encode(), txn=transaction, create=False
+                        )
+        except lmdb.Error as error:
+            raise StoreOpenError(f"{directory} cannot be opened: {error}") from error
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that are there."""
+        return [*self._databases]
+
+    def read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        """Run `work` over one snapshot, which ends with it.
+
+        Raises:
+            StoreError: the engine could not read.
+        """
+        try:
+            with self._environment.begin() as transaction:
+                return work(ReadTransaction(transaction, self._databases))
+        except lmdb.Error as error:
+            raise translated(error, "reading") from error
+
+    def copy(self, descriptor: int) -> None:
+        """Write one consistent, compacted copy of the data file to a descriptor; a pipe will do.
+
+        Raises:
+            StoreError: the engine could not read it, or `descriptor` could not be written.
+        """
+        try:
+            self._environment.copyfd(descriptor, compact=True)
+        except lmdb.Error as error:
+            raise translated(error, "copying") from error
+
+    def close(self) -> None:
+        """Close it."""
+        self._environment.close()
 
 
 def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, Any]:
@@ -331,28 +417,6 @@ def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, An
         for table in TABLES:
             databases[table] = environment.open_db(table.encode(), txn=transaction)
     return databases
-
-
-def _allocate_lock_file(path: Path) -> None:
-    """Make lock.mdb at its full size if it is not there; LMDB takes the number of reader slots from that size."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise StoreOpenError(f"{path} cannot be made: {error.strerror}") from error
-    size = _LOCK_HEADER + MAX_READERS * _READER_SLOT
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.pwrite(descriptor, b"\0" * size, 0)
-            os.fsync(descriptor)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise StoreOpenError(f"{path} cannot be allocated: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
 
 
 def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:

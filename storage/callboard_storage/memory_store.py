@@ -212,10 +212,10 @@ class MemoryStore:
                 standing = self._refusals.standing(batch.session_id, self._refusals.stamp)
                 if standing is not None:
                     return standing
-            verdict = judge(batch, fence, len(session.log) - 1, lambda key: session.log[keys.sequence_of(key)][1])
-            if verdict is Verdict.REPLAY:
-                return None
-            if verdict is not Verdict.WRITE:
+            if fence.follows != len(session.log) - 1:
+                verdict = judge(batch, fence, len(session.log) - 1, lambda key: session.log[keys.sequence_of(key)][1])
+                if isinstance(verdict, Verdict):
+                    return None
                 self._refusals.refuse(batch.session_id, verdict)
                 return verdict
         session.log += batch.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from callboard_protocol.errors import UsageError
 from callboard_storage.memory_store import MemoryStore
 from callboard_storage.store import Store
 
@@ -22,4 +23,6 @@ def open_store(store: str | os.PathLike[str] | Store | None, *, max_bytes: int |
         from callboard_storage.lmdb_store import LmdbStore  # noqa: PLC0415
 
         return LmdbStore(store, max_bytes=max_bytes)
+    if not callable(getattr(store, "commit", None)):
+        raise UsageError(f"store={store!r:.60} is no store", hint="give a directory, or None to keep all in memory")
     return store

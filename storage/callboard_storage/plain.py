@@ -91,7 +91,9 @@ class Flattener:
         if kind is tuple:
             return [item if type(item) in _LEAVES else self._nested(item) for item in value]
         plan = self._plan_for(kind)
-        return value if plan is None else self._body(value, plan)
+        if plan is not None:
+            return self._body(value, plan)
+        return value.value if isinstance(value, Enum) else value
 
     def _plan_for(self, kind: type[Any]) -> Plan | None:
         plan = self._plans.get(kind)

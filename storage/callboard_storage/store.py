@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from callboard_protocol.errors import CallboardError
 from callboard_protocol.records import LogRecord
@@ -22,8 +22,7 @@ RECORDS_READ_ON_LOOP = 64
 """A longer read goes to a reader thread, so that no read holds the loop up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Fence(NamedTuple):
     """Who may append to a session, and after what.
 
     Attributes:
@@ -74,7 +73,8 @@ class Batch(Protocol):
     """What one transaction writes for one session.
 
     It is encoded while it is built, so that a value which cannot persist is refused here and not later. Every method
-    raises `UnpersistableValueError` for such a value and leaves the batch as it was.
+    raises `UnpersistableValueError` for such a value, `InvalidIdentifierError` for a name that cannot be a key, and
+    `UsageError` for what belongs to another session; the batch is then as it was.
     """
 
     @property
@@ -83,7 +83,11 @@ class Batch(Protocol):
         ...
 
     def append(self, sequence: int, record: LogRecord) -> None:
-        """Append a record to the session's log at `sequence`."""
+        """Append a record to the session's log at `sequence`.
+
+        Raises:
+            UsageError: the batch's last record is not the one before.
+        """
         ...
 
     def put_head(self, head: SessionHead) -> None:
@@ -123,7 +127,11 @@ class Store(Protocol):
         ...
 
     def batch(self, session_id: str) -> Batch:
-        """An empty batch for one session."""
+        """An empty batch for one session.
+
+        Raises:
+            InvalidIdentifierError: the session's id cannot be a key.
+        """
         ...
 
     def commit(
@@ -134,8 +142,15 @@ class Store(Protocol):
         All of the batch becomes durable, or none of it. With a fence, the session's log must end at `fence.follows`:
         otherwise the batch is refused with `FencedError`, unless the very records it appends are already there (same
         sequences, same frames), which counts as success: a repeated commit is harmless. Without a fence the batch
-        may hold no log record. Batches of one session are applied in the order they were given; after a refusal,
-        that session's batches already waiting are refused too.
+        may hold no log record. Batches of one session are applied in the order they were given. After a refusal, the
+        session's fenced batches are refused too until the refusal has been acknowledged, and so is each one that was
+        committed before that; later ones are judged by their fence alone.
+
+        Nothing waits for room: what does not fit into the next transaction goes into one after it, in order.
+
+        Raises:
+            UsageError: the batch appends records without a fence, or elsewhere than behind it, or is another store's.
+            StoreClosedError: the store is not open. Nothing was taken.
         """
         ...
 
@@ -178,7 +193,13 @@ class Store(Protocol):
         ...
 
     async def delete_session(self, session_id: str) -> int:
-        """Remove a session's log, head, checkpoints, memory and ended runs; returns how many entries that were."""
+        """Remove a session's log, head, checkpoints, memory and ended runs; returns how many entries that were.
+
+        It keeps its turn among the commits. Unfinished runs stay, and go with the next deletion once they have ended.
+
+        Raises:
+            StoreError: nothing was removed.
+        """
         ...
 
     async def figures(self) -> StoreFigures:

@@ -17,8 +17,7 @@ class Search:
         max_depth: how deep containers may be nested.
         packs: whether a value that is no container is stored as it is.
         comes_back: whether a value can be a key: stored, and read again.
-        stored_form: what stands for one level of a value that is not stored as it is; raises where nothing does. A
-            form that is neither a container nor packs is a leaf of its own type.
+        stored_form: what stands for one level of a value that is not stored as it is; raises where nothing does.
     """
 
     def __init__(
@@ -48,14 +47,14 @@ class Search:
                 return
             for place, item in self._items(value):
                 if isinstance(value, dict) and not self._comes_back(item):
-                    yield f"{path}{place}", f"has a {type(item).__qualname__} as its key, which cannot be stored"
+                    yield f"{path}{place}", f"has a {type(item).__name__} as its key, which cannot be stored"
                 part = value[item] if isinstance(value, dict) else item
                 yield from self._faults(part, f"{path}{place}".lstrip("."), depth + 1)
         elif not self._packs(value):
             yield from self._odd(value, path, depth)
 
     def _odd(self, value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
-        kind = type(value).__qualname__
+        kind = type(value).__name__
         if isinstance(value, str):
             yield path, f"is a {kind} with a lone surrogate, which UTF-8 cannot carry"
         elif isinstance(value, set | frozenset):
@@ -66,8 +65,7 @@ class Search:
             except Exception as error:  # noqa: BLE001 - whatever a user's model raises is the reason
                 yield path, f"is a {kind}" if isinstance(error, TypeError) else f"is a {kind} that fails: {error}"
                 return
-            if isinstance(form, dict | list) or self._packs(form):
-                yield from self._faults(form, path, depth)
+            yield from self._faults(form, path, depth)
 
     @staticmethod
     def _items(container: Any) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import msgpack
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, model_serializer
 
 from callboard_protocol.base import Frozen
 from callboard_protocol.commands import Live
@@ -271,6 +271,24 @@ def test_what_a_users_model_raises_is_the_reason():
 
     with pytest.raises(UnpersistableValueError, match=r"value\.at is a object"):
         encode(KEY, step(value=Broken(at=object())))
+
+
+def test_an_enum_of_something_else_is_refused():
+    class Odd(Enum):
+        ONE = object()
+
+    with pytest.raises(UnpersistableValueError, match="value is a object"):
+        encode(KEY, step(value=Odd.ONE))
+
+
+def test_a_model_that_fails_to_dump_is_the_reason():
+    class Moody(BaseModel):
+        @model_serializer
+        def refuse(self) -> str:
+            raise ArithmeticError("not today")
+
+    with pytest.raises(UnpersistableValueError, match=r"value is a Moody that fails: .*not today"):
+        encode(KEY, step(value=Moody()))
 
 
 def test_a_model_without_a_schema_is_refused():

@@ -7,7 +7,8 @@ missing. A file that exists is never written again.
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import is_dataclass
+import json
+from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import NoneType
@@ -30,6 +31,7 @@ from callboard_storage.codec import decode, encode
 from callboard_storage.schemas import PARTS, SCHEMAS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+DEFAULTS = GOLDEN / "defaults.json"
 KEY = b"golden\0" + (7).to_bytes(8, "big")
 
 PLAIN = {
@@ -265,13 +267,21 @@ def test_a_changed_encoding_needs_a_new_version(schema):
 @pytest.mark.parametrize("schema", list(SCHEMAS), ids=lambda schema: schema.model.__name__)
 def test_every_field_is_away_from_its_default(schema):
     example = BY_MODEL[schema.model]
-    fields = type(example).model_fields
+    known = type(example).model_fields
     same = [
         name
-        for name, field in fields.items()
+        for name, field in known.items()
         if not field.is_required() and getattr(example, name) == field.get_default(call_default_factory=True)
     ]
     assert same == [], "extend the example, so that its file covers the field"
+
+
+def test_a_changed_default_needs_a_new_version():
+    """Bodies are written without defaults, so no file of examples can show that one changed."""
+    assert defaults() == json.loads(DEFAULTS.read_text()), (
+        "stored records mean something else: give every schema that holds the field a new version and an upcaster "
+        "that writes the old default out, then write the file of defaults anew"
+    )
 
 
 def test_every_kind_of_record_has_a_schema():
@@ -314,6 +324,22 @@ def test_no_file_is_left_over():
     assert set(GOLDEN.glob("*.bin")) == expected
 
 
+def defaults() -> dict[str, dict[str, str]]:
+    """What every field of a stored model means where it is not written."""
+    found: dict[str, dict[str, str]] = {}
+    for model in [schema.model for schema in SCHEMAS] + list(PARTS):
+        if is_dataclass(model):
+            values = {one.name: one.default for one in fields(model) if one.default is not MISSING}
+        else:
+            values = {
+                name: field.get_default(call_default_factory=True)
+                for name, field in model.model_fields.items()
+                if not field.is_required()
+            }
+        found[model.__name__] = {name: repr(value) for name, value in values.items()}
+    return found
+
+
 def write_missing() -> None:
     """Write the files of schema versions that have none."""
     GOLDEN.mkdir(exist_ok=True)
@@ -321,6 +347,8 @@ def write_missing() -> None:
         path = path_of(schema.id, schema.model.__name__, schema.version)
         if not path.exists():
             path.write_bytes(encode(KEY, BY_MODEL[schema.model]))
+    if not DEFAULTS.exists():
+        DEFAULTS.write_text(json.dumps(defaults(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,28 @@ def test_an_operation_has_a_transaction_to_itself(loop):
     assert [queue.take() for _ in range(5)] == [operation, commits[:2], operation, commits[2:], None]
 
 
+def test_no_wakening_is_lost_between_threads(loop):
+    """Four threads put as fast as they can while a fifth takes and falls asleep as often as it can."""
+    bell = threading.Semaphore(0)
+    queue = WriteQueue(bell.release, group_bytes=1)
+    item = commit_of(loop, 1)
+    each, taken = 2000, 0
+
+    def put() -> None:
+        for _ in range(each):
+            queue.put(item)
+
+    threads = [threading.Thread(target=put) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while taken < 4 * each:
+        assert bell.acquire(timeout=30), f"asleep with {4 * each - taken} waiting"
+        while queue.take() is not None:
+            taken += 1
+    for thread in threads:
+        thread.join()
+
+
 # ---- the quota
 
 
@@ -221,13 +244,13 @@ def test_live_bytes_are_counted_anew_only_near_the_limit():
 
 
 def test_what_one_group_adds_counts_against_the_quota():
-    quota = Quota(5000)
+    batch = batch_of(0, "x" * 900)
+    quota = Quota(1000 + 3 * batch.size)
     quota.measure(Pages(1000))
-    taken = 0
-    while quota.refusal(batch_of(0, "x" * 900)) is None:
-        quota.count(batch_of(0, "x" * 900))
-        taken += 1
-    assert taken == 5
+    for _ in range(3):
+        assert quota.refusal(batch) is None
+        quota.count(batch)
+    assert isinstance(quota.refusal(batch), StoreFullError)
 
 
 # ---- which store is meant

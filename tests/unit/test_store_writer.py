@@ -369,6 +369,17 @@ async def test_a_mistake_in_the_writer_is_an_answer_and_not_the_end(store, monke
     assert await send(store, 0, "x") is None
 
 
+async def test_whatever_goes_wrong_every_batch_is_answered(store, monkeypatch, caplog):
+    monkeypatch.setattr(StoreWriter, "_transact", lambda *_: 1 // 0)
+    answers = await asyncio.gather(send(store, 0, "x"), send(store, 0, "x", session_id="other"))
+    with pytest.raises(StoreError, match="the log says why"):
+        await store.delete_session("session")
+    monkeypatch.undo()
+    assert all(isinstance(error, StoreError) for error in answers)
+    assert "ZeroDivisionError" in caplog.text
+    assert await send(store, 0, "x") is None
+
+
 async def test_an_operation_that_fails_says_so(store, monkeypatch):
     monkeypatch.setattr(lmdb_environment.WriteTransaction, "delete_prefix", lambda *_: 1 // 0)
     assert await send(store, 0, "x") is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -520,7 +521,7 @@ async def test_a_retry_after_an_abandoned_attempt_does_not_revive_it(
 ):
     contexts: list[ToolContext[Any]] = []
 
-    @tool(retry=QUICK, timeout=0.05, read_only=True)
+    @tool(retry=QUICK, timeout=0.3, read_only=True)
     def hang_once(ctx: ToolContext) -> str:
         contexts.append(ctx)
         if len(contexts) == 1:
@@ -603,7 +604,7 @@ async def test_no_more_calls_of_a_tool_run_at_once_than_it_allows(executor: Ref[
 async def test_waiting_for_a_turn_does_not_count_towards_the_timeout(executor: Ref[ToolExecutor]):
     first_begun, released = asyncio.Event(), asyncio.Event()
 
-    @tool(max_concurrency=1, timeout=0.05)
+    @tool(max_concurrency=1, timeout=0.3)
     async def work(wait: bool) -> str:
         first_begun.set()
         try:
@@ -683,10 +684,10 @@ async def test_threads_are_used_again(executor: Ref[ToolExecutor]):
 class Hooked(Tool[None]):
     name = "hooked"
     parameters = {"properties": {"number": {"type": "integer"}}}
-    timeout = 0.05
     read_only = True
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float = 60) -> None:
+        self.timeout = timeout
         super().__init__()
         self.seen: list[Any] = []
         self.error: BaseException | None = None
@@ -729,10 +730,11 @@ async def test_the_after_hook_is_called_after_a_timeout_and_a_cancellation_too(e
             begun.set()
             await asyncio.Event().wait()
 
-    begun, hanging = asyncio.Event(), Hanging()
+    begun, hanging = asyncio.Event(), Hanging(0.05)
     await call(executor, hanging)
     assert hanging.seen[-1] == ("after", None, ToolTimeoutError)
     begun.clear()
+    hanging = Hanging()
     waiting = asyncio.ensure_future(call(executor, hanging))
     await begun.wait()
     executor.tell(CancelCall(call_id="run:0"))
@@ -767,7 +769,7 @@ async def test_a_hook_that_hangs_is_under_the_timeout(executor: Ref[ToolExecutor
         async def after_invoke(self, *args: Any, **kwargs: Any) -> None:
             await asyncio.Event().wait()
 
-    outcome = await call(executor, Hanging(), number=1)
+    outcome = await call(executor, Hanging(0.3), number=1)
     assert (outcome.value, outcome.error) == (2, None)
 
 
@@ -888,3 +890,63 @@ async def test_a_reconcile_that_fails_is_unknown_and_says_why(
 
 async def test_a_tool_without_reconcile_is_unknown(executor: Ref[ToolExecutor]):
     assert await reconcile(executor, tool(undecided)) == Unknown()
+
+
+# ---- many at once
+
+
+async def test_of_a_thousand_calls_each_is_answered_once_and_none_is_left(executor: Ref[ToolExecutor]):
+    chance = random.Random(7)  # noqa: S311 - a seed, not a secret
+
+    @tool(timeout=0.05)
+    async def hang() -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    @tool(max_concurrency=100)
+    async def work(kind: str) -> str:
+        if kind == "cancel":
+            await asyncio.Event().wait()
+        if kind == "fail":
+            raise ValueError(kind)
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        return kind
+
+    kinds = [chance.choice(["return", "fail", "hang", "cancel"]) for _ in range(1000)]
+    calls = [
+        asyncio.ensure_future(
+            call(executor, hang, ToolContext(call_id=f"run:{n}"))
+            if kind == "hang"
+            else call(executor, work, ToolContext(call_id=f"run:{n}"), kind=kind)
+        )
+        for n, kind in enumerate(kinds)
+    ]
+    await asyncio.sleep(0)
+    for number, kind in enumerate(kinds):
+        if kind == "cancel":
+            executor.tell(CancelCall(call_id=f"run:{number}"))
+    outcomes = await asyncio.gather(*calls)
+    for kind, outcome in zip(kinds, outcomes, strict=True):
+        if kind == "return":
+            assert (outcome.value, outcome.error) == ("return", None)
+        else:
+            assert type(outcome.error) is (ToolTimeoutError if kind == "hang" else ToolFailedError)
+        assert outcome.cancelled is (kind == "cancel")
+    actor = executor.actor_inbox.actor
+    assert isinstance(actor, ToolExecutor)
+    assert actor.in_flight == 0
+    assert not executor.busy
+
+
+async def test_the_same_call_may_be_made_again_while_an_earlier_attempt_ends(executor: Ref[ToolExecutor]):
+    released = asyncio.Event()
+
+    @tool
+    async def wait() -> str:
+        await released.wait()
+        return "done"
+
+    both = [asyncio.ensure_future(call(executor, wait)) for _ in range(2)]
+    asyncio.get_running_loop().call_soon(released.set)
+    assert [outcome.value for outcome in await asyncio.gather(*both)] == ["done", "done"]

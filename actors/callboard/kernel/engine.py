@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -228,7 +229,7 @@ class Engine(Mailbox):
         if self.in_flight is None:
             self.in_flight = {}
         self.in_flight[envelope] = None
-        deferred.add_done_callback(lambda done: self._settle(envelope, done))
+        deferred.add_done_callback(partial(self._settle, envelope))
 
     def _settle(self, envelope: Envelope, done: Reply) -> None:
         # Asked for even where nobody waits any more: asyncio logs an error that was never looked at.

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
-from callboard.models.base import Model
 from callboard.kernel.replies import fresh
+from callboard.models.base import Model
 from callboard_protocol.errors import ScriptExhaustedError, UsageError
 from callboard_protocol.messages import Message, ToolCall, Usage
 from callboard_protocol.model_calls import ModelDelta, ModelRequest, ModelResponse
@@ -20,6 +20,8 @@ Script: TypeAlias = Sequence[ScriptItem] | Callable[[ModelRequest], ScriptItem |
 
 CHARACTERS_PER_TOKEN: Final = 4
 """A common estimate for English text: it makes token budgets testable, and is nobody's price."""
+
+_ITEMS: Final = (str, ToolCall, list, tuple, ModelResponse, Exception)
 
 RUNS_REMEMBERED: Final = 10_000
 """How many runs' places are kept; the place of an older one is found in its conversation again."""
@@ -89,14 +91,13 @@ class ScriptedModel(Model):
             ScriptExhaustedError: the list has no further item.
             Exception: the item is one.
         """
-        place = self._place(request)
         if self._function is None:
-            item = self._next(request, place)
+            item = self._next(request, self._place(request))
         else:
             item = self._function(request)
-            if inspect.isawaitable(item):
+            if not isinstance(item, _ITEMS) and inspect.isawaitable(item):
                 item = await item
-        return self._response(item, request, place)
+        return self._response(item, request)
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelDelta]:
         """`generate`, its text in pieces, each in a turn of the loop of its own."""
@@ -154,10 +155,12 @@ class ScriptedModel(Model):
 
     # ---- the answer
 
-    def _response(self, item: Any, request: ModelRequest, place: _Place) -> ModelResponse[Any]:
+    def _response(self, item: Any, request: ModelRequest) -> ModelResponse[Any]:
         text = ""
         calls: tuple[ToolCall, ...] = ()
-        if isinstance(item, str):
+        if isinstance(item, ToolCall):
+            calls = self._identified((item,), request)
+        elif isinstance(item, str):
             text = item
         elif isinstance(item, Exception):
             raise fresh(item)
@@ -168,18 +171,21 @@ class ScriptedModel(Model):
             return item.model_copy(update={"tool_calls": calls, "model": item.model or self.name})
         else:
             _checked(item)
-            calls = self._identified((item,) if isinstance(item, ToolCall) else tuple(item), request)
+            calls = self._identified(tuple(item), request)
         return ModelResponse(
             text=text,
             tool_calls=calls,
-            usage=self._usage or _estimate(request.messages, text, calls, place),
+            usage=self._usage or _estimate(request.messages, text, calls, self._place(request)),
             finish_reason="tool_calls" if calls else "stop",
             model=self.name,
         )
 
     def _identified(self, calls: tuple[ToolCall, ...], request: ModelRequest) -> tuple[ToolCall, ...]:
         """The calls, each with an id: the same one whenever the same step asks again."""
-        if all(call.id for call in calls):
+        for call in calls:
+            if not call.id:
+                break
+        else:
             return calls
         prefix = request.call_id or f"call.{sum(message.role == 'assistant' for message in request.messages)}"
         return tuple(

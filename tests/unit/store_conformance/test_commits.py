@@ -288,13 +288,25 @@ async def test_a_session_id_that_cannot_be_a_key_is_refused(desk, bad):
         desk.store.batch(bad)
 
 
+async def test_what_belongs_to_another_session_is_refused(desk, make):
+    batch = desk.store.batch("session")
+    for put in (
+        lambda: batch.put_head(SessionHead(session_id="other")),
+        lambda: batch.put_run(make.entry(session_id="other")),
+        lambda: batch.put_checkpoint(make.checkpoint("mine", 1, session_id="other")),
+    ):
+        with pytest.raises(UsageError, match="belongs to session 'other'"):
+            put()
+    assert batch.size == 0
+
+
 @pytest.mark.parametrize("bad", ["", "nul\0", "x" * 400, "\ud800"])
 async def test_a_name_that_cannot_be_a_key_is_refused(desk, make, bad):
     batch = desk.store.batch("s" * 200)
     with pytest.raises(InvalidIdentifierError):
         batch.put_memory(MemoryEntry(name=bad))
     with pytest.raises(InvalidIdentifierError):
-        batch.put_checkpoint(make.checkpoint(bad, 1))
+        batch.put_checkpoint(make.checkpoint(bad, 1, session_id="s" * 200))
     with pytest.raises(InvalidIdentifierError):
         batch.delete_memory(bad)
 

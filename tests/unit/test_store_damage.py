@@ -1,0 +1,194 @@
+"""A damaged record is an error of its own and costs nothing else; what can be rebuilt is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
+from callboard_protocol.messages import Message
+from callboard_protocol.records import AgentSnapshot, RunBegan, StepCompleted
+from callboard_protocol.runs import RunRequest
+from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionHead
+from callboard_protocol.states import RunState
+from callboard_storage import codec
+from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.schemas import PARTS, Schema, Schemas
+from callboard_storage.store import Fence
+
+pytestmark = pytest.mark.anyio
+
+MAP_SIZE = 1 << 30
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def request(run_id: str, session_id: str) -> RunRequest:
+    return RunRequest(agent_id="agent", session_id=session_id, run_id=run_id, input_text="hello")
+
+
+async def fill(store: LmdbStore) -> None:
+    """Two sessions of three records, a head, a run entry and a memory entry each."""
+    loop = asyncio.get_running_loop()
+    for number, session_id in enumerate(("one", "two")):
+        run_id = f"run-{session_id}"
+        began = RunBegan(
+            run_id=run_id,
+            ordinal=0,
+            at=1.0,
+            request=request(run_id, session_id),
+            agent=AgentSnapshot(),
+            messages=(Message.user("hello"),),
+        )
+        batch = store.batch(session_id)
+        batch.append(0, began)
+        batch.put_head(SessionHead(session_id=session_id).after(0, began))
+        for ordinal in (1, 2):
+            step = StepCompleted(run_id=run_id, ordinal=ordinal, at=1.0, step="1", kind="tool", in_transcript=True)
+            batch.append(ordinal, step)
+        batch.put_run(
+            RunEntry(request=request(run_id, session_id), request_digest=b"d", state=RunState.RUNNING, order=number)
+        )
+        batch.put_memory(MemoryEntry(name="note", value=session_id))
+        written = loop.create_future()
+        store.commit(batch, Fence(-1), loop, written.set_result)
+        assert await written is None
+
+
+Change = Callable[[bytes], bytes]
+
+
+def flip(frame: bytes) -> bytes:
+    return frame[:-1] + bytes([frame[-1] ^ 1])
+
+
+def damage(directory: Path, table: bytes, number: int, change: Change = flip) -> None:
+    """Change the value of a table's row, by its place in the order of keys."""
+    environment = lmdb.open(str(directory), map_size=MAP_SIZE, max_dbs=16)
+    database = environment.open_db(table)
+    with environment.begin(write=True, db=database) as transaction:
+        key, value = list(transaction.cursor())[number]
+        transaction.put(key, change(value))
+    environment.close()
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Iterator[Path]:
+    async def make() -> None:
+        store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE)
+        await store.open()
+        await fill(store)
+        await store.close()
+
+    asyncio.run(make())
+    return tmp_path / "data"
+
+
+@pytest.fixture
+async def reopen(filled: Path) -> Any:
+    stores: list[LmdbStore] = []
+
+    async def open_again() -> LmdbStore:
+        stores.append(LmdbStore(filled, map_size=MAP_SIZE))
+        await stores[-1].open()
+        return stores[-1]
+
+    yield open_again
+    for store in stores:
+        await store.close()
+
+
+async def test_a_damaged_record_is_an_error_and_the_rest_is_read(filled, reopen):
+    damage(filled, b"log", 1)
+    store = await reopen()
+    with pytest.raises(DamagedRecordError, match="fails its checksum"):
+        await store.read_log("one")
+    assert [stored.sequence for stored in await store.read_log("one", stop=1)] == [0]
+    assert [stored.sequence for stored in await store.read_log("one", start=2)] == [2]
+    assert len(await store.read_log("two")) == 3
+
+
+async def test_a_damaged_record_of_a_long_log_is_an_error_too(filled, reopen):
+    store = await reopen()
+    loop = asyncio.get_running_loop()
+    batch = store.batch("one")
+    for ordinal in range(3, 100):
+        batch.append(ordinal, StepCompleted(run_id="run-one", ordinal=ordinal, at=1.0, step="1", kind="tool"))
+    written = loop.create_future()
+    store.commit(batch, Fence(2), loop, written.set_result)
+    assert await written is None
+    await store.close()
+    damage(filled, b"log", 50)
+    store = await reopen()
+    with pytest.raises(DamagedRecordError):
+        await store.read_log("one")
+    with pytest.raises(DamagedRecordError):
+        await store.read_head("one")
+    assert (await store.read_head("two")).next_sequence == 3
+
+
+async def test_a_damaged_head_is_folded_again_from_the_log(filled, reopen, caplog):
+    store = await reopen()
+    expected = await store.read_head("one")
+    assert expected is not None
+    await store.close()
+    damage(filled, b"heads", 0)
+    store = await reopen()
+    assert await store.read_head("one") == expected
+    assert "is rebuilt from its log" in caplog.text
+
+
+async def test_a_damaged_run_is_left_out_of_recovery(filled, reopen, caplog):
+    damage(filled, b"runs", 0)
+    store = await reopen()
+    assert [entry.run_id for entry in await store.read_unfinished()] == ["run-two"]
+    assert "run 'run-one' is left out of recovery" in caplog.text
+    with pytest.raises(DamagedRecordError):
+        await store.read_run("run-one")
+
+
+async def test_an_index_without_its_entry_is_left_out_of_recovery(filled, reopen, caplog):
+    environment = lmdb.open(str(filled), map_size=MAP_SIZE, max_dbs=16)
+    database = environment.open_db(b"runs")
+    with environment.begin(write=True, db=database) as transaction:
+        transaction.delete(b"run-one")
+    environment.close()
+    store = await reopen()
+    assert [entry.run_id for entry in await store.read_unfinished()] == ["run-two"]
+    assert "run 'run-one' is left out of recovery" in caplog.text
+
+
+async def test_a_record_moved_to_another_key_is_damaged(filled, reopen):
+    environment = lmdb.open(str(filled), map_size=MAP_SIZE, max_dbs=16)
+    database = environment.open_db(b"log")
+    with environment.begin(write=True, db=database) as transaction:
+        rows = list(transaction.cursor())
+        transaction.put(rows[0][0], rows[3][1])  # the other session's first record
+    environment.close()
+    store = await reopen()
+    with pytest.raises(DamagedRecordError):
+        await store.read_log("one")
+
+
+async def test_what_a_newer_release_wrote_is_said_to_be_unknown(filled, reopen):
+    newer = codec.Codec(Schemas([Schema(32, 2, SessionHead)]), PARTS)
+    damage(filled, b"heads", 0, lambda _: newer.encode(b"one", SessionHead(session_id="one")))
+    store = await reopen()
+    with pytest.raises(UnknownSchemaError, match="version 2 of SessionHead"):
+        await store.read_head("one")
+
+
+async def test_a_damaged_session_can_still_be_deleted(filled, reopen):
+    damage(filled, b"log", 1)
+    damage(filled, b"memory", 0)
+    store = await reopen()
+    assert await store.delete_session("one") == 5
+    assert list(await store.read_log("one")) == []

@@ -83,6 +83,9 @@ class ActiveSessions:
         active.used_at = time.monotonic()
         self._table.move_to_end(session_id)
         self._make_room()
+        if len(self._table) > self._most:
+            # A session that has been told to close its run is idle once it has: a turn later.
+            asyncio.get_running_loop().call_soon(self._make_room)
         if self._sweep is None and self._table:
             self._sweep = asyncio.get_running_loop().call_later(self._idle, self._park_idle)
 

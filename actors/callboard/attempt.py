@@ -119,6 +119,7 @@ class RunAttempt:
             OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
         )
         began = await self._begin(run, opened)
+        self._announce(run, opened)
         async with AsyncExitStack() as stack:
             run.deps = await self._open_deps(run, stack)
             await self._inject(run, began.messages)
@@ -126,8 +127,7 @@ class RunAttempt:
                 self._conversation.add(Message.system(run.instructions))
             for message in (*opened.transcript, *began.messages):
                 self._conversation.add(message)
-            context: RunContext[Any] = RunContext(run, Scope("", self._conversation, self._watch))
-            output = await self._validated(run, context)
+            output = await self._validated(run, Scope("", self._conversation, self._watch))
             await self._write_back(run, output)
             return output
 
@@ -143,6 +143,31 @@ class RunAttempt:
             run.meter.count(stored.record)
         self._run, self._has_begun = run, journal.began is not None
         return run, opened
+
+    def _announce(self, run: LiveRun, opened: OpenedSession) -> None:
+        """Tell whoever watches what the run stands on."""
+        head, agent = opened.head, self._agent
+        run.publish(
+            (
+                "run.validated",
+                None,
+                {"agent_version": agent.version, "model": run.model_name, "tools": tuple(agent.tools)},
+            ),
+            (
+                "session.run.started",
+                None,
+                {"run_count": head.run_count + 1, "transcript_length": head.transcript_length},
+            ),
+            (
+                "context.created",
+                None,
+                {
+                    "assembler": type(agent.context).__name__,
+                    "transcript_length": head.transcript_length,
+                    "artifact_count": head.artifact_count,
+                },
+            ),
+        )
 
     @property
     def _watch(self) -> Callable[[str], asyncio.TimerHandle] | None:
@@ -229,8 +254,9 @@ class RunAttempt:
         info = RunInfo(run.run_id, run.session_id, self._agent.id, run.attempt, dict(run.request.metadata))
         return await stack.enter_async_context(deps(info))
 
-    async def _validated(self, run: LiveRun, context: RunContext[Any]) -> Any:
+    async def _validated(self, run: LiveRun, scope: Scope) -> Any:
         """The pattern's output, sent back to the model until it fits the agent's output type."""
+        context: RunContext[Any] = RunContext(run, scope)
         retries = run.budget.max_validation_retries
         for retry in range(retries + 1):
             raw = await self._agent.pattern.run(context)
@@ -251,6 +277,7 @@ class RunAttempt:
                         self._lifecycle_record(run, step, "validation", "output", value=told, messages=(feedback,))
                     )
                 self._conversation.add(feedback)
+                scope.begin_again()
         raise AssertionError("the loop above returns or raises")
 
     # ---- memory

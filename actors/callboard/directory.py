@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from callboard.kernel import ActorSystem, Ref
 from callboard.limits import RuntimeStats
+from callboard_protocol.base import JsonObject
 from callboard_protocol.commands import PublishEvents
 from callboard_protocol.errors import ActorError
 from callboard_protocol.event_base import RawEvent
@@ -52,6 +54,10 @@ class Directory:
         """Tell the bus. Publishing never fails a run: while a failed bus is being replaced, events are lost."""
         with contextlib.suppress(ActorError):
             self.bus.tell(PublishEvents(events=events))
+
+    def announce(self, name: str, fields: JsonObject) -> None:
+        """Publish an event of the runtime as a whole."""
+        self.publish([(name, None, None, None, time.time(), None, fields)])
 
     @property
     def supervisor(self) -> Ref[RunSupervisor]:

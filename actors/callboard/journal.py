@@ -23,6 +23,7 @@ from callboard_protocol.records import (
 )
 from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
+from callboard_protocol.trusted import trusted
 from callboard_storage.store import StoredRecord
 
 
@@ -196,7 +197,7 @@ class RunJournal:
             return
         held_back, self._held_back = self._held_back, []
         together = (*held_back, *records) if held_back else records
-        request = AppendRecords(records=together, run=run, memory=memory, checkpoint=checkpoint)
+        request = trusted(AppendRecords, records=together, run=run, memory=memory, checkpoint=checkpoint)
         try:
             await self._session.ask(request, timeout=None)
         except asyncio.CancelledError:

@@ -120,6 +120,11 @@ class LiveRun:
         self._paused = 0.0
 
     @property
+    def model_name(self) -> str:
+        """Whom the run asks, by name; empty where the agent has no model."""
+        return "" if self._model is None else self._model.name
+
+    @property
     def model(self) -> Model:
         """Whom the run asks.
 
@@ -174,6 +179,8 @@ class LiveRun:
         self.meter.count(record)
         if self.is_watched:
             self.directory.publish(events_of(record, self.session_id, self.agent.id))
+            if isinstance(record, StepCompleted) and record.response is not None:
+                self.publish(("usage.updated", None, {"usage": self.meter.usage()}))
 
     def instructed(self, history: Sequence[Message]) -> Sequence[Message]:
         """A history with the run's instructions in front, unless it brings its own."""

@@ -8,6 +8,7 @@ from callboard_protocol.amounts import Amount, nano_usd
 from callboard_protocol.errors import InvalidArgumentsError, ToolDeniedError, UnknownToolError
 from callboard_protocol.records import IntentRecorded, LogRecord, StepCompleted
 from callboard_protocol.runs import RunUsage
+from callboard_protocol.trusted import trusted
 
 _NEVER_MADE = frozenset({InvalidArgumentsError.code, UnknownToolError.code, ToolDeniedError.code})
 
@@ -80,7 +81,8 @@ class RunMeter:
     def usage(self) -> RunUsage:
         """The figures so far."""
         ordered = sorted(self._latencies)
-        return RunUsage(
+        return trusted(
+            RunUsage,
             llm_calls=self.llm_calls,
             tool_calls=self.tool_calls,
             input_tokens=self.input_tokens,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from callboard.history import Conversation
 from callboard.live_run import LiveRun
 from callboard.output import OutputContract
 from callboard.scopes import Scope
@@ -18,6 +19,7 @@ from callboard_protocol.failures import describe, restore
 from callboard_protocol.messages import Message, ToolCall, Usage
 from callboard_protocol.model_calls import ModelRequest, ModelResponse, ModelSettings, ValidatedResponse
 from callboard_protocol.records import StepCompleted
+from callboard_protocol.trusted import trusted
 
 _ONE_CALL = Amount(steps=1)
 _NOTHING_NEW = b""
@@ -107,17 +109,23 @@ def _explicit(
     return messages, tuple(new), fingerprint(new)
 
 
-def _closed(open_calls: Sequence[ToolCall], new: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages to add where calls are open: answers for those that nobody has answered, then the rest."""
+def _say(conversation: Conversation, new: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Add messages, behind answers for calls that nobody has answered; all that was added."""
+    open_calls = conversation.unanswered()
+    if open_calls:
+        new = (*_closing(open_calls, new), *new)
+    for message in new:
+        conversation.add(message)
+    return new
+
+
+def _closing(open_calls: Sequence[ToolCall], new: tuple[Message, ...]) -> list[Message]:
     answered = {message.tool_call_id for message in new}
-    return (
-        *(
-            Message.tool("not answered: the run went on without it", tool_call_id=call.id, name=call.name)
-            for call in open_calls
-            if call.id not in answered
-        ),
-        *new,
-    )
+    return [
+        Message.tool("not answered: the run went on without it", tool_call_id=call.id, name=call.name)
+        for call in open_calls
+        if call.id not in answered
+    ]
 
 
 async def _ask(
@@ -132,11 +140,7 @@ async def _ask(
     model = run.model
     recorded = run.journal.recorded(step, "generate", "", fit)
     conversation = scope.conversation
-    open_calls = conversation.unanswered()
-    if open_calls:
-        new = _closed(open_calls, new)
-    for message in new:
-        conversation.add(message)
+    new = _say(conversation, new)
     if recorded is not None:
         run.state.apply(recorded)
         if recorded.error is not None:
@@ -152,7 +156,8 @@ async def _ask(
     if granted.capped_tokens is not None:
         settings = settings.model_copy(update={"max_tokens": granted.capped_tokens})
     call_id = f"{run.run_id}:{step}"
-    request = ModelRequest(
+    request = trusted(
+        ModelRequest,
         messages=shown,
         tools=run.agent.tool_schemas,
         settings=settings,
@@ -173,7 +178,9 @@ async def _ask(
     true = granted.amount
     try:
         reply = await run.directory.gateway.ask(
-            AskModel(model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None),
+            trusted(
+                AskModel, model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None
+            ),
             timeout=None,
         )
         response = _identified(reply.response, step)
@@ -190,7 +197,8 @@ async def _ask(
         run.settle(granted.amount, true)
     duration = time.monotonic() - started
     changed, state = run.state.changed()
-    record = StepCompleted(
+    record = trusted(
+        StepCompleted,
         run_id=run.run_id,
         ordinal=run.journal.claim_ordinal(),
         at=time.time(),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from callboard.tool_results import to_plain
 from callboard_protocol.base import JsonObject
 from callboard_protocol.errors import AgentDefinitionError, UnpersistableValueError
 from callboard_protocol.failures import text_of
@@ -59,9 +60,10 @@ class OutputContract:
         if self.is_text:
             return output
         try:
-            return self._adapter.dump_python(output)
+            plain = self._adapter.dump_python(output)
         except Exception as problem:
             raise UnpersistableValueError(f"a {type(output).__qualname__} of which {text_of(problem)}") from problem
+        return to_plain(plain)
 
     def load(self, plain: Any) -> Any:
         """What `dump` gave, as the output type again."""

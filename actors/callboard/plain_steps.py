@@ -15,6 +15,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from callboard.live_run import LiveRun
 from callboard.scopes import Scope
+from callboard.tool_results import to_plain
 from callboard_protocol.base import JsonObject, as_seconds
 from callboard_protocol.commands import LeaveSlot, RegainSlot
 from callboard_protocol.digests import fingerprint
@@ -74,7 +75,7 @@ async def _execute(
         error = failed(f"step {name!r}", problem)
     else:
         try:
-            value = adapter.dump_python(adapter.validate_python(value), warnings="error")
+            value = to_plain(adapter.dump_python(adapter.validate_python(value), warnings="error"))
         except Exception as problem:  # noqa: BLE001  (pydantic's own errors, and those of a user's validators)
             error = _unfit(name, value, problem)
             value = None

@@ -39,6 +39,7 @@ from callboard_protocol.commands import (
 from callboard_protocol.errors import ActorError, NotImplementedYetError, RuntimeClosedError, UsageError
 from callboard_protocol.event_base import Event
 from callboard_protocol.events import check_known_name
+from callboard_protocol.failures import describe
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OnBusy, OnCrash, RunBudget, RunRequest, RunResult
 from callboard_protocol.states import FINAL, RunState
@@ -158,10 +159,14 @@ class Runtime:
         system.place.require_loop("the runtime")
         self._system = None
         self.agents.directory = None
+        began, at_work = time.monotonic(), directory.describe().running
+        directory.announce("runtime.shutdown_requested", {"reason": "aclose", "active_runs": at_work})
+        directory.announce("runtime.shutdown_started", {"active_runs": at_work, "drain_timeout": self._drain_timeout})
         try:
             # An unhealthy runtime has no supervisor left to drain; its runs were stopped when it failed.
             with contextlib.suppress(ActorError):
                 await directory.supervisor.ask(DrainRuns(within=self._drain_timeout), timeout=None)
+            directory.announce("runtime.shutdown_completed", {"duration": time.monotonic() - began})
             await system.stop()
         finally:
             await directory.store.close()
@@ -170,7 +175,11 @@ class Runtime:
     def _restarted(self, restart: ActorRestart) -> None:
         """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""
         directory = self._directory
-        if restart.name == SUPERVISOR and directory is not None:
+        if directory is None:
+            return
+        told = {"actor": restart.name, "error": describe(restart.error), "restarts": restart.restarts}
+        directory.announce("actor.restarted", told)
+        if restart.name == SUPERVISOR:
             recovering = asyncio.get_running_loop().create_task(directory.supervisor.ask(RecoverRuns(), timeout=None))
             self._recovering = recovering
 
@@ -362,9 +371,7 @@ class Runtime:
     async def _abandon(self, run_id: str) -> None:
         """The caller that a run was for has been cancelled; the run too, if it is still going."""
         with contextlib.suppress(ActorError):
-            await self._open.supervisor.ask(
-                CancelRun(run_id=run_id, reason="the caller was cancelled"), timeout=None
-            )
+            await self._open.supervisor.ask(CancelRun(run_id=run_id, reason="the caller was cancelled"), timeout=None)
 
     def _request(
         self,

@@ -37,6 +37,7 @@ class Scope:
         "next_ordinal",
         "prefix",
         "readings",
+        "round",
         "timer",
         "watch",
     )
@@ -49,6 +50,7 @@ class Scope:
         self.next_ordinal = 0
         self.in_flight: str | None = None
         self.names: set[str] = set()
+        self.round = 0
         self.known: dict[int, object] = {}
         self.counted = 0
         self.draws = 0
@@ -98,6 +100,10 @@ class Scope:
             self.timer.cancel()
             self.timer = None
 
+    def begin_again(self) -> None:
+        """The pattern starts over in this scope: it may give its branches the same names, which then mean others."""
+        self.round += 1
+
     def draw(self) -> str:
         """The identity of the next random number. It takes no ordinal: no record will carry it, so readings of the
         clock before it must stay with the step that follows.
@@ -128,7 +134,8 @@ class Scope:
         """
         if not name or "/" in name:
             raise UsageError(f"{name!r} cannot name a branch", hint="use a short name without '/'")
-        full = f"{within}.{name}/" if within else f"{self.prefix}{name}/"
+        again = f"/{self.round}/" if self.round else ""
+        full = f"{within}.{name}/" if within else f"{self.prefix}{again}{name}/"
         if full in self.names:
             raise UsageError(f"the scope {full!r} exists already", hint="give every branch a name of its own")
         self.names.add(full)

@@ -137,6 +137,17 @@ class RunSupervisor(Actor[SupervisorCommand]):
             elif not request.durable:
                 ticket.accept()
             await asyncio.shield(ticket.accepted)
+            self._publish(
+                ticket,
+                "run.requested",
+                {
+                    "input_text": request.input_text,
+                    "parent_run_id": request.parent_run_id,
+                    "account": request.account,
+                    "durable": request.durable,
+                    "metadata": request.metadata,
+                },
+            )
         except BaseException as problem:
             if ticket.task is None:
                 self._forget(ticket, problem)
@@ -303,6 +314,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._completed += 1
         elif result.stop_reason != "suspended":
             self._stopped += 1
+        self._publish(
+            ticket,
+            "session.run.completed",
+            {"stop_reason": result.stop_reason, "queued": self._admission.queued_in(ticket.session_id)},
+        )
         ticket.finish(result)
         self._admit()
 
@@ -435,7 +451,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.stop_with(StopRun("interrupted"))
 
     def on_failure(self, *_: Any) -> None:
-        """Stops every attempt where it is: the supervisor that follows reads from the store what is to be carried on."""
+        """Stops every attempt: the supervisor that follows reads from the store what is to be carried on."""
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -473,6 +489,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         )
 
     def _publish(self, ticket: RunTicket, name: str, fields: dict[str, Any]) -> None:
+        if not self._directory.watchers.watched(ticket.run_id):
+            return
         raw = (name, ticket.run_id, ticket.session_id, ticket.request.agent_id, time.time(), None, fields)
         self._directory.publish([raw])
 

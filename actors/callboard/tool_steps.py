@@ -30,6 +30,7 @@ from callboard_protocol.failures import describe, restore
 from callboard_protocol.messages import Message, ToolCall, render_for_model
 from callboard_protocol.records import IntentRecorded, StepCompleted
 from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Reconciliation
+from callboard_protocol.trusted import trusted
 
 _ONE_CALL = Amount(tool_calls=1)
 
@@ -86,7 +87,8 @@ async def call_many(run: LiveRun, scope: Scope, calls: Sequence[ToolCall]) -> li
         unstorable: UnpersistableValueError | None = None
         for call, record in zip(calls, records, strict=True):
             content = render_for_model(record.value) if record.error is None else record.error.message
-            scope.conversation.add(Message(role="tool", content=content, tool_call_id=call.id, name=call.name))
+            message = trusted(Message, role="tool", content=content, tool_call_id=call.id, name=call.name)
+            scope.conversation.add(message)
             error = None if record.error is None else restore(record.error)
             if isinstance(error, UnpersistableValueError):
                 unstorable = unstorable or error
@@ -268,7 +270,7 @@ class _Call:
         )
         try:
             outcome: ToolOutcome = await run.directory.executor.ask(
-                CallTool(tool=tool, arguments=arguments, context=context), timeout=None
+                trusted(CallTool, tool=tool, arguments=arguments, context=context), timeout=None
             )
         except asyncio.CancelledError:
             run.directory.executor.tell(CancelCall(call_id=self.call_id, reason="the run was stopped"))
@@ -401,12 +403,11 @@ class _Call:
 
     # ---- the outcome
 
-    async def completed(
-        self, value: Any, error: CallboardError | None, *, ordinal: int | None = None
-    ) -> StepCompleted:
+    async def completed(self, value: Any, error: CallboardError | None, *, ordinal: int | None = None) -> StepCompleted:
         run = self.run
         changed, state = run.state.changed()
-        record = StepCompleted(
+        record = trusted(
+            StepCompleted,
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal() if ordinal is None else ordinal,
             at=time.time(),

@@ -171,6 +171,7 @@ class MailboxFull(ActorError):
     code = "mailbox_full"
     default_hint = "the message was not delivered: send it again when the actor has caught up"
     default_retryable = True
+    unsent: object = None
 
     def __init__(self, message: str, *, unsent: object) -> None:
         super().__init__(message)
@@ -185,6 +186,7 @@ class ActorDied(ActorError):
     """
 
     code = "actor_died"
+    handled: Literal["no", "maybe"]
 
     def __init__(self, message: str, *, handled: Literal["no", "maybe"]) -> None:
         super().__init__(
@@ -192,9 +194,10 @@ class ActorDied(ActorError):
             hint="it was never handled: send it to the new actor"
             if handled == "no"
             else "it may have taken effect: check before sending it again",
+            context={"handled": handled},
             retryable=handled == "no",
         )
-        self.handled: Literal["no", "maybe"] = handled
+        self.handled = handled
 
 
 class AskTimeout(ActorError, TimeoutError):

@@ -70,7 +70,7 @@ def restore(details: ErrorDetails) -> CallboardError:
     The same data gives the same type and text wherever it is restored, so a pattern that catches it behaves alike
     live and on replay.
     """
-    error_class = _classes().get(details.code, CallboardError)
+    error_class = _class_of(details.code)
     error = error_class.__new__(error_class)
     Exception.__init__(error, details.message)
     error.message = details.message
@@ -85,14 +85,15 @@ def restore(details: ErrorDetails) -> CallboardError:
     return error
 
 
-def _classes() -> dict[str, type[CallboardError]]:
-    if not _by_code:
+def _class_of(code: str) -> type[CallboardError]:
+    if code not in _by_code:
+        # Looked up anew: a user's own class may have been defined since.
         waiting: list[type[CallboardError]] = [CallboardError]
         while waiting:
             error_class = waiting.pop()
             _by_code.setdefault(error_class.code, error_class)
             waiting.extend(error_class.__subclasses__())
-    return _by_code
+    return _by_code.get(code, CallboardError)
 
 
 _by_code: dict[str, type[CallboardError]] = {}

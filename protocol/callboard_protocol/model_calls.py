@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 from callboard_protocol.base import Duration, Frozen, JsonObject
 from callboard_protocol.commands import Live
 from callboard_protocol.messages import Message, ToolCall, Usage
+from callboard_protocol.trusted import trusted
 
 ResponseOutputT = TypeVar("ResponseOutputT", default=str)
 
@@ -97,7 +98,7 @@ class ModelResponse(Frozen, Generic[ResponseOutputT]):
 
     def as_message(self) -> Message:
         """The answer as the assistant's message of a transcript."""
-        return Message(role="assistant", content=self.text, tool_calls=self.tool_calls)
+        return trusted(Message, role="assistant", content=self.text, tool_calls=self.tool_calls)
 
 
 class ValidatedResponse(ModelResponse[ResponseOutputT]):

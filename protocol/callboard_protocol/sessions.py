@@ -20,6 +20,7 @@ from callboard_protocol.records import (
 from callboard_protocol.runs import ErrorDetails, RunArtifact, RunRequest, RunUsage, StopReason, nothing_used
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import PendingCall
+from callboard_protocol.trusted import trusted
 
 
 class SessionHead(Frozen):
@@ -134,7 +135,8 @@ class HeadFold:
 
     def head(self) -> SessionHead:
         """Where the session stands now."""
-        return SessionHead(
+        return trusted(
+            SessionHead,
             session_id=self._base.session_id,
             fence=self._base.fence,
             next_sequence=self.next_sequence,
@@ -257,7 +259,8 @@ def add_usage(first: RunUsage, second: RunUsage) -> RunUsage:
     breakdown = dict(first.cost_breakdown)
     for model, cost in second.cost_breakdown.items():
         breakdown[model] = breakdown.get(model, 0.0) + cost
-    return RunUsage(
+    return trusted(
+        RunUsage,
         llm_calls=first.llm_calls + second.llm_calls,
         tool_calls=first.tool_calls + second.tool_calls,
         input_tokens=first.input_tokens + second.input_tokens,

@@ -21,6 +21,7 @@ from callboard_storage.lmdb_store import LmdbStore
 
 WORKER = Path(__file__).with_name("worker.py")
 PATIENCE = 60.0
+MOST_LIVES = 60
 MAP_SIZE = 1 << 30
 
 CALL = re.compile(r"(?P<run>[^:]+):(?P<scope>(?:[^/]+/)*)(?P<ordinal>\d+)(?:\.(?P<item>.+))?")
@@ -55,6 +56,7 @@ class Life:
             if sum(line.startswith(f"{word} ") for line in self.new_lines()) >= times:
                 return
             assert time.monotonic() < deadline, f"no {word!r} within {PATIENCE} s; since its start: {self.new_lines()}"
+            time.sleep(0.0005)
 
     def kill(self) -> str:
         """SIGKILL; the last thing it did."""
@@ -99,11 +101,15 @@ class Theatre:
         code = life.end()
         assert code == 0, f"it ended with {code}: {life.error}"
 
-    def lives_until_done(self, task: str, *, deaths: int, **work: Any) -> None:
-        """So many lives that end by SIGKILL, and one that does not."""
-        for _ in range(deaths):
-            self.dies(task, **work)
-        self.survives(task, **work)
+    def lives_until_done(self, task: str, **work: Any) -> int:
+        """As many lives as it takes; how many of them ended by SIGKILL."""
+        for deaths in range(MOST_LIVES):
+            life = self.life(task, **work)
+            code = life.end()
+            if code == 0:
+                return deaths
+            assert code == -signal.SIGKILL, f"it ended with {code}: {life.error}"
+        raise AssertionError(f"no end in sight after {MOST_LIVES} lives: {self.happened[-20:]}")
 
     @property
     def happened(self) -> list[list[str]]:

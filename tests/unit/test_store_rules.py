@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,29 @@ def test_an_operation_has_a_transaction_to_itself(loop):
     for item in (operation, *commits[:2], operation, *commits[2:]):
         queue.put(item)
     assert [queue.take() for _ in range(5)] == [operation, commits[:2], operation, commits[2:], None]
+
+
+def test_what_is_put_just_before_the_writer_falls_asleep_is_taken(loop):
+    class LateArrival(deque[Any]):
+        """Empty when it is first looked at; an item comes before the look has consequences."""
+
+        item: Any = commit_of(loop, 1)
+
+        def __bool__(self) -> bool:
+            if self.item is not None:
+                item, self.item = self.item, None
+                queue.put(item)
+                return False
+            return len(self) > 0
+
+    alarm = Alarm()
+    queue = WriteQueue(alarm)
+    queue.put(commit_of(loop, 1))
+    queue.take()
+    queue._waiting = LateArrival()
+    assert queue.take() is not None
+    assert alarm.rings == 1
+    assert queue.take() is None
 
 
 def test_no_wakening_is_lost_between_threads(loop):

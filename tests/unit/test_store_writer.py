@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import subprocess
 import sys
@@ -174,6 +175,11 @@ async def test_fences_hold_past_the_cache_of_ends(store, monkeypatch):
         twice = [send(store, 3, 3, session_id="s1"), *(send(store, 3, 3, session_id=f"s{n}") for n in range(10))]
     assert await asyncio.gather(*twice) == [None] * 11
     assert [await length(store, f"s{number}") for number in range(10)] == [4] * 10
+    with writer_at_work(store):
+        first = send(store, 4, 4, session_id="s1")
+        between = [send(store, 4, 4, session_id=f"s{number}") for number in range(2, 10)]
+        second = send(store, 5, 5, session_id="s1")
+    assert await asyncio.gather(first, *between, second) == [None] * 10
 
 
 # ---- the actor
@@ -299,6 +305,30 @@ async def test_a_commit_that_failed_and_is_not_on_disk_is_an_error(store, monkey
     monkeypatch.undo()
     assert all(isinstance(error, StoreError) for error in answers)
     assert "mdb_txn_commit" in str(answers[0])
+    assert await length(store) == 1
+    assert await send(store, 1, "again") is None
+
+
+async def test_after_a_failed_commit_what_already_waits_is_refused(store, monkeypatch):
+    assert await send(store, 0, "before") is None
+    assert store._directory is not None
+    commit = WriteTransaction.commit
+    commits = itertools.count(1)
+
+    def fail_the_second(transaction: WriteTransaction) -> None:
+        if next(commits) == 2:
+            raise lmdb.DiskError("mdb_txn_commit", 5)
+        commit(transaction)
+
+    queue = store._directory.queue
+    with writer_at_work(store):
+        # What holds the writer up commits first; the second commit fails, the third goes through.
+        lost = send(store, 1, "lost")
+        queue.put(Operation(lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
+        by_chance = send(store, 1, "fits what is on disk")
+        monkeypatch.setattr(WriteTransaction, "commit", fail_the_second)
+    assert isinstance(await lost, StoreError)
+    assert isinstance(await by_chance, StoreError)
     assert await length(store) == 1
     assert await send(store, 1, "again") is None
 
@@ -430,14 +460,22 @@ async def test_past_the_quota_work_is_refused_and_its_end_is_not(tmp_path):
 
 def test_a_process_that_never_closes_its_store_ends_and_loses_nothing(tmp_path):
     script = """
-import asyncio, sys
+import asyncio, sys, time
+from callboard_storage.lmdb_environment import WriteTransaction
 from callboard_protocol.records import StepCompleted
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.store import Fence
 
+commit = WriteTransaction.commit
+
+def commit_on_a_slow_disk(transaction):
+    time.sleep(0.3)
+    commit(transaction)
+
 async def main():
     store = LmdbStore(sys.argv[1], map_size=1 << 30)
     await store.open()
+    WriteTransaction.commit = commit_on_a_slow_disk
     for number in range(200):
         batch = store.batch("session")
         batch.append(number, StepCompleted(run_id="run", ordinal=number, at=1.0, step="s", kind="tool"))

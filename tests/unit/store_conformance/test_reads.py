@@ -233,6 +233,12 @@ async def test_figures_count_what_is_there(desk, make):
     assert (full.sessions, full.runs, full.unfinished, full.records) == (2, 2, 1, 4)
     assert full.bytes_used > empty.bytes_used + 18_000
     assert (full.commits, full.batches) == (3, 3)
+    for value in ("x" * 9000, "y" * 9000):
+        batch = desk.store.batch("one")
+        batch.put_memory(MemoryEntry(name="note", value=value))
+        await desk.commit(batch)
+        replaced = (await desk.store.figures()).bytes_used
+        assert full.bytes_used + 9000 < replaced < full.bytes_used + 18_000
     await desk.store.delete_session("one")
     await desk.store.delete_session("two")
     after = await desk.store.figures()

@@ -1,0 +1,189 @@
+"""What upkeep's children do: ``python -m callboard_storage.upkeep.jobs JOB ARGUMENTS``, JSON in, lines of JSON out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from callboard_storage.upkeep.export import write_session
+
+from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreVersionError
+from callboard_storage.lmdb_environment import FORMAT_VERSION, LmdbEnvironment, ReadOnlyEnvironment, ReadTransaction
+from callboard_storage.upkeep.walk import Walk
+
+SYNCED_EVERY = 4 * 1024 * 1024
+"""Bytes written between syncs: what waits in the page cache would wait for someone's commit to flush it."""
+
+_CHUNK = 256 * 1024
+
+Job = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def tell(event: str, **facts: Any) -> None:
+    """Tell the parent. A parent that is gone ends this process."""
+    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+    sys.stdout.flush()
+
+
+def opened(path: str) -> ReadOnlyEnvironment:
+    """The directory, to be read.
+
+    Raises:
+        StoreVersionError: a newer release or another engine wrote it.
+        StoreOpenError: it is no store of ours.
+    """
+    environment = ReadOnlyEnvironment(Path(path))
+    if "meta" in environment.tables:
+        written = environment.read(_meta).get("format", "")
+        if written.isdecimal() and int(written) > FORMAT_VERSION:
+            raise StoreVersionError(
+                f"{path} has store format {written}, this release reads up to {FORMAT_VERSION}",
+                hint="use the release that wrote it, or a newer one",
+            )
+    return environment
+
+
+def verify(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Walk tables; tells each problem, and each table once it is done."""
+    environment = opened(arguments["path"])
+
+    def walk(snapshot: ReadTransaction) -> None:
+        total = snapshot.bytes_used()
+        walker = Walk(
+            snapshot,
+            environment.tables,
+            problem=lambda found: tell("problem", **found.model_dump()),
+            progress=lambda done: tell("progress", done=done, total=total),
+        )
+        for table in arguments["tables"]:
+            tell("table", table=table)
+            try:
+                rows, size, sessions = walker.check(table, arguments["shard"], arguments["shards"])
+            except LmdbEnvironment.Error as error:
+                tell("problem", table=table, what=f"cannot be read to its end: {error}")
+            else:
+                tell("walked", table=table, rows=rows, bytes=size, sessions=sessions)
+
+    environment.read(walk)
+    return {}
+
+
+def copy(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Write a consistent, compacted copy of the data file, on disk when it returns."""
+    environment = opened(arguments["path"])
+    total = environment.read(lambda snapshot: snapshot.bytes_used())
+    descriptor = os.open(arguments["file"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, arguments["mode"])
+    receiving, sending = os.pipe()
+    failures: list[CallboardError] = []
+
+    def send() -> None:
+        try:
+            environment.copy(sending)
+        except CallboardError as error:
+            failures.append(error)
+        finally:
+            os.close(sending)
+
+    # The engine writes into a pipe, so that the disk gets it in small portions with a sync behind each.
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    digest = blake2b(digest_size=32)
+    done = synced = 0
+    try:
+        while chunk := os.read(receiving, _CHUNK):
+            _write(descriptor, chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if done - synced >= SYNCED_EVERY:
+                os.fsync(descriptor)
+                synced = done
+                tell("progress", done=done, total=max(total, done))
+        os.fsync(descriptor)
+    except OSError as error:
+        raise _no_room(error, arguments["file"]) from error
+    sender.join()
+    if failures:
+        raise failures[0]
+    return {"bytes": done, "digest": digest.hexdigest()}
+
+
+def compare(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Whether two directories hold the same rows."""
+    first, second = opened(arguments["path"]), opened(arguments["other"])
+    if first.tables != second.tables:
+        return {"same": False, "rows": 0}
+
+    def same(one: ReadTransaction, other: ReadTransaction) -> int | None:
+        rows = 0
+        for table in first.tables:
+            for mine, theirs in zip_longest(one.each(table), other.each(table)):
+                if mine != theirs:
+                    return None
+                rows += 1
+        return rows
+
+    rows = first.read(lambda one: second.read(lambda other: same(one, other)))
+    return {"same": rows is not None, "rows": rows or 0}
+
+
+def stats(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a directory holds."""
+    environment = opened(arguments["path"])
+
+    def count(snapshot: ReadTransaction) -> dict[str, Any]:
+        return {
+            "sessions": snapshot.count_sessions(),
+            "rows": {table: snapshot.entries(table) for table in environment.tables if table != "meta"},
+            "bytes_used": snapshot.bytes_used(),
+        }
+
+    return {**environment.read(count), "meta": environment.read(_meta)}
+
+
+def export(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Write a session to a file, on disk when it returns."""
+    environment = opened(arguments["path"])
+    with open(arguments["file"], "xb") as file:
+        rows = environment.read(lambda snapshot: write_session(snapshot, arguments["session_id"], file))
+        file.flush()
+        os.fsync(file.fileno())
+        return {"rows": rows, "bytes": file.tell()}
+
+
+JOBS: Mapping[str, Job] = {"verify": verify, "copy": copy, "compare": compare, "stats": stats, "export": export}
+
+
+def _meta(snapshot: ReadTransaction) -> dict[str, str]:
+    return {key.decode("ascii", "replace"): value.decode("ascii", "replace") for key, value in snapshot.each("meta")}
+
+
+def _write(descriptor: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _no_room(error: OSError, file: str) -> StoreError:
+    return StoreFullError(f"{file} could not be written: {error.strerror}", hint="free space on that disk")
+
+
+def main() -> None:
+    """Run the job the command line names."""
+    job, arguments = sys.argv[1:]
+    try:
+        tell("result", **JOBS[job](json.loads(arguments)))
+    except CallboardError as error:
+        tell("error", code=error.code, message=error.message, hint=error.hint)
+    except LmdbEnvironment.Error as error:
+        tell("error", code=StoreError.code, message=f"reading failed: {error}", hint="run `callboard store verify`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The walk through every row of a store, and what must hold of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
+from zlib import crc32
+
+from callboard_protocol.errors import CallboardError, DamagedRecordError
+from callboard_protocol.records import LogRecord, Record, RunBegan
+from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
+from callboard_protocol.states import UNFINISHED
+from callboard_storage import keys
+from callboard_storage.codec import decode
+from callboard_storage.lmdb_environment import ReadTransaction
+from callboard_storage.upkeep.report import Problem
+
+ModelT = TypeVar("ModelT")
+
+TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs")
+
+_ROWS_BETWEEN_REPORTS = 8192
+
+
+class Walk:
+    """A walk over one snapshot.
+
+    Args:
+        snapshot: what to walk.
+        tables: the tables that are there.
+        problem: told what is wrong.
+        progress: told, now and then, how many bytes have been walked.
+    """
+
+    def __init__(
+        self,
+        snapshot: ReadTransaction,
+        tables: Sequence[str],
+        *,
+        problem: Callable[[Problem], None],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._snapshot = snapshot
+        self._tables = tables
+        self._tell = problem
+        self._progress = progress
+        self._rows = 0
+        self._bytes = 0
+        self._done = 0
+        self._sessions = 0
+        self._is_first_shard = True
+
+    def check(self, table: str, shard: int = 0, shards: int = 1) -> tuple[int, int, int]:
+        """Walk a table; returns its rows, their bytes and, for the log, how many sessions they belong to.
+
+        Args:
+            table: which.
+            shard: which share of the log's sessions to decode; the first also looks after the table as a whole.
+            shards: into how many shares they are divided.
+        """
+        self._rows = self._bytes = self._sessions = 0
+        self._is_first_shard = shard == 0
+        if table not in self._tables:
+            if self._is_first_shard:
+                self._tell(Problem(table=table, what="is missing"))
+            return 0, 0, 0
+        if table == "log":
+            self._check_log(shard, shards)
+        else:
+            checks = {
+                "heads": self._check_head,
+                "checkpoints": self._check_checkpoint,
+                "memory": self._check_memory,
+                "runs": self._check_run,
+                "unfinished": self._check_unfinished,
+                "session_runs": self._check_session_run,
+            }
+            for key, value in self._each(table):
+                checks[table](key, value)
+        return self._rows, self._bytes, self._sessions
+
+    def _each(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        before = b""
+        for row in self._snapshot.each(table):
+            key, value = row
+            if key <= before:
+                # Pages that point back would lead round in circles.
+                self._whole(table, f"is out of order behind {readable(table, before)}; the rest was not read")
+                return
+            before = key
+            self._rows += 1
+            self._bytes += len(key) + len(value)
+            if self._rows % _ROWS_BETWEEN_REPORTS == 0:
+                self._progress(self._done + self._bytes)
+            yield row
+        self._done += self._bytes
+        expected = self._snapshot.entries(table)
+        if self._rows != expected:
+            self._whole(table, f"has {self._rows} rows, it should have {expected}")
+
+    def _whole(self, table: str, what: str) -> None:
+        if self._is_first_shard:
+            self._tell(Problem(table=table, what=what))
+
+    def _wrong(self, table: str, key: bytes, what: str, session: bytes | None = None) -> None:
+        session_id = None if session is None else session.decode(errors="replace")
+        self._tell(Problem(table=table, key=readable(table, key), session_id=session_id, what=what))
+
+    def _decoded(
+        self, table: str, key: bytes, frame: bytes, model: type[ModelT], session: bytes | None
+    ) -> ModelT | None:
+        try:
+            return decode(key, frame, model)
+        except CallboardError as error:
+            self._wrong(table, key, error.message, session)
+            return None
+
+    def _check_log(self, shard: int, shards: int) -> None:
+        current: _SessionLog | None = None
+        prefix = b""
+        is_ours = False
+        for key, frame in self._each("log"):
+            if len(key) != len(prefix) + 8 or not key.startswith(prefix) or not prefix:
+                if current is not None:
+                    current.finish()
+                    current = None
+                behind = key.find(b"\0") + 1
+                prefix = key[:behind]
+                is_ours = crc32(prefix) % shards == shard
+                if len(key) != behind + 8 or behind < 2:
+                    prefix = b""
+                    if is_ours:
+                        self._wrong("log", key, "has a key that no session's record has")
+                    continue
+                self._sessions += 1
+                if is_ours:
+                    current = self._begin(prefix)
+            if is_ours and current is not None:
+                current.add(key, frame)
+        if current is not None:
+            current.finish()
+
+    def _begin(self, prefix: bytes) -> _SessionLog:
+        session = prefix[:-1]
+        stored: SessionHead | None = None
+        frame = self._snapshot.get("heads", session) if "heads" in self._tables else None
+        if frame is not None:
+            stored = self._decoded("heads", session, frame, SessionHead, session)
+        return _SessionLog(session, stored, self._wrong)
+
+    def _check_head(self, key: bytes, frame: bytes) -> None:
+        """A head with a log was held against it there; what is left are heads without one."""
+        if "log" in self._tables and self._snapshot.last_sequence(key + b"\0") >= 0:
+            return
+        head = self._decoded("heads", key, frame, SessionHead, key)
+        if head is not None and (head.next_sequence or head.session_id.encode() != key):
+            self._wrong("heads", key, f"stands at sequence {head.next_sequence}, but the session has no log", key)
+
+    def _check_checkpoint(self, key: bytes, frame: bytes) -> None:
+        session, name = _split(key)
+        found = self._decoded("checkpoints", key, frame, SessionCheckpoint, session)
+        if found is None:
+            return
+        if (found.session_id.encode(), found.checkpoint_id.encode()) != (session, name):
+            self._wrong("checkpoints", key, "is the checkpoint of something else", session)
+        last = self._snapshot.last_sequence(session + b"\0") if "log" in self._tables else -1
+        if found.log_position > last:
+            self._wrong("checkpoints", key, f"stands at {found.log_position}, but the log ends at {last}", session)
+
+    def _check_memory(self, key: bytes, frame: bytes) -> None:
+        session, name = _split(key)
+        found = self._decoded("memory", key, frame, MemoryEntry, session)
+        if found is not None and found.name.encode() != name:
+            self._wrong("memory", key, f"is the entry {found.name!r}", session)
+
+    def _check_run(self, key: bytes, frame: bytes) -> None:
+        entry = self._decoded("runs", key, frame, RunEntry, None)
+        if entry is None:
+            return
+        session = entry.session_id.encode()
+        if entry.run_id.encode() != key:
+            self._wrong("runs", key, f"is the run {entry.run_id!r}", session)
+        if "unfinished" in self._tables:
+            is_indexed = self._snapshot.get("unfinished", key) is not None
+            if is_indexed != (entry.state in UNFINISHED):
+                how = "is in the index of unfinished runs" if is_indexed else "is not in the index of unfinished runs"
+                self._wrong("runs", key, f"is {entry.state} and {how}", session)
+        if "session_runs" in self._tables and self._snapshot.get("session_runs", session + b"\0" + key) is None:
+            self._wrong("runs", key, "is not among its session's runs", session)
+        if entry.began_sequence is not None and "log" in self._tables:
+            self._check_beginning(entry, key, session)
+
+    def _check_beginning(self, entry: RunEntry, key: bytes, session: bytes) -> None:
+        at = cast(int, entry.began_sequence)
+        rows = self._snapshot.log_rows(session + b"\0", at, at + 1)
+        try:
+            first = decode(*rows[0], RunBegan) if rows else None
+        except DamagedRecordError:
+            return  # told with the log
+        if first is None or first.run_id != entry.run_id:
+            self._wrong("runs", key, f"began at sequence {at}, where its first record is not", session)
+
+    def _check_unfinished(self, key: bytes, value: bytes) -> None:
+        if "runs" in self._tables and self._snapshot.get("runs", key) is None:
+            self._wrong("unfinished", key, "names a run that is not there")
+        if value:
+            self._wrong("unfinished", key, "holds a value")
+
+    def _check_session_run(self, key: bytes, value: bytes) -> None:
+        session, run = _split(key)
+        frame = self._snapshot.get("runs", run) if "runs" in self._tables else None
+        if frame is None:
+            self._wrong("session_runs", key, "names a run that is not there", session)
+            return
+        try:
+            entry = decode(run, frame, RunEntry)
+        except DamagedRecordError:
+            return  # told with the runs
+        if entry.session_id.encode() != session:
+            self._wrong("session_runs", key, f"names a run of session {entry.session_id!r}", session)
+        if value:
+            self._wrong("session_runs", key, "holds a value", session)
+
+
+class _SessionLog:
+    """One session's log, held against its head."""
+
+    __slots__ = ("_fold", "_key", "_next", "_session", "_stored", "_wrong")
+
+    def __init__(
+        self, session: bytes, stored: SessionHead | None, wrong: Callable[[str, bytes, str, bytes | None], None]
+    ) -> None:
+        self._session = session
+        self._stored = stored
+        self._wrong = wrong
+        self._next = 0
+        base = SessionHead(session_id=session.decode(errors="replace"), fence=stored.fence if stored else 0)
+        self._fold: HeadFold | None = HeadFold(base)
+
+    def add(self, key: bytes, frame: bytes) -> None:
+        """Take the next row in."""
+        sequence = keys.sequence_of(key)
+        if sequence != self._next:
+            self._wrong("log", key, f"is where record {self._next} should be", self._session)
+            self._fold = None
+        self._compare()
+        self._next = sequence + 1
+        try:
+            record = cast(LogRecord, decode(key, frame, Record))
+        except CallboardError as error:
+            self._wrong("log", key, error.message, self._session)
+            self._fold = None
+            return
+        if self._fold is not None:
+            self._fold.add(sequence, record)
+
+    def finish(self) -> None:
+        """The log ends here."""
+        if self._stored is not None and self._stored.next_sequence > self._next:
+            what = f"stands at sequence {self._stored.next_sequence}, but the log ends at {self._next - 1}"
+            self._wrong("heads", self._session, what, self._session)
+        else:
+            self._compare()
+
+    def _compare(self) -> None:
+        stored, fold = self._stored, self._fold
+        if stored is None or fold is None or stored.next_sequence != self._next:
+            return
+        self._stored = None
+        if fold.head() != stored:
+            expected = fold.head()
+            differing = [name for name in SessionHead.model_fields if getattr(stored, name) != getattr(expected, name)]
+            what = f"is not the fold of its log: {', '.join(differing)}"
+            self._wrong("heads", self._session, what, self._session)
+
+
+def readable(table: str, key: bytes) -> str:
+    """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
+    if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
+        return f"{key[:-9].decode(errors='replace')}#{keys.sequence_of(key)}"
+    return key.replace(b"\0", b"/").decode(errors="replace")
+
+
+def _split(key: bytes) -> tuple[bytes, bytes]:
+    session, _, name = key.partition(b"\0")
+    return session, name

@@ -24,6 +24,7 @@ from callboard_protocol.messages import Message
 from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
 from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
+from callboard_storage.store import Deletion
 
 _PAGE = 500
 
@@ -201,11 +202,11 @@ class Sessions:
         check_identifier(session_id, "session id")
         return await self._directory.supervisor.ask(ReleaseSession(session_id=session_id))
 
-    async def delete(self, session_id: str) -> int:
+    async def delete(self, session_id: str) -> Deletion:
         """Remove a session and all it holds.
 
         Returns:
-            How many entries were removed.
+            What was removed, by kind.
 
         Raises:
             UnknownSessionError: there is no such session.

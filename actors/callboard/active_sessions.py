@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 from callboard.kernel import ActorSystem, Ref
 from callboard.limits import RuntimeLimits
@@ -13,6 +13,9 @@ from callboard.memory import Memory, MemoryActor
 from callboard.session import SessionActor
 from callboard_protocol.base import as_seconds
 from callboard_storage.store import Store
+
+_MORE_LOOKED_AT = 8
+"""How many unused sessions beyond those that must go are looked at, in case some still have something to do."""
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class ActiveSession:
 
 
 class ActiveSessions:
-    """The table of sessions in memory, the one used longest ago first.
+    """The table of sessions in memory, and which of them nothing uses, the one used longest ago first.
 
     Args:
         system: where their actors live.
@@ -48,7 +51,8 @@ class ActiveSessions:
         self._store = store
         self._most = limits.max_active_sessions
         self._idle = as_seconds(limits.session_idle)
-        self._table: OrderedDict[str, ActiveSession] = OrderedDict()
+        self._table: dict[str, ActiveSession] = {}
+        self._unused: dict[str, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -60,6 +64,7 @@ class ActiveSessions:
         if active is None or not active.session.is_alive():
             active = ActiveSession(self._system.start(SessionActor, session_id, self._store))
             self._table[session_id] = active
+        self._unused.pop(session_id, None)
         active.runs += 1
         self._make_room()
         return active
@@ -80,13 +85,14 @@ class ActiveSessions:
         if active is None:
             return
         active.runs -= 1
-        active.used_at = time.monotonic()
-        self._table.move_to_end(session_id)
+        if not active.runs:
+            active.used_at = time.monotonic()
+            self._unused[session_id] = None
         self._make_room()
         if len(self._table) > self._most:
             # A session that has been told to close its run is idle once it has: a turn later.
             asyncio.get_running_loop().call_soon(self._make_room)
-        if self._sweep is None and self._table:
+        if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(self._idle, self._park_idle)
 
     def park(self, session_id: str) -> bool:
@@ -99,6 +105,7 @@ class ActiveSessions:
         if active.memory is not None:
             active.memory.stop_now()
         del self._table[session_id]
+        self._unused.pop(session_id, None)
         return True
 
     def close(self) -> None:
@@ -108,9 +115,11 @@ class ActiveSessions:
             self._sweep = None
 
     def _make_room(self) -> None:
-        if len(self._table) <= self._most:
+        excess = len(self._table) - self._most
+        if excess <= 0:
             return
-        for session_id in list(self._table):
+        # Not all that are unused: once the table is full this happens at every run.
+        for session_id in list(islice(self._unused, excess + _MORE_LOOKED_AT)):
             if len(self._table) <= self._most:
                 return
             self.park(session_id)
@@ -118,12 +127,10 @@ class ActiveSessions:
     def _park_idle(self) -> None:
         self._sweep = None
         now = time.monotonic()
-        for session_id, active in list(self._table.items()):
-            if active.runs:
-                continue
-            if active.used_at + self._idle > now:
-                # The table is in order of use: whatever follows was used later still.
-                due = active.used_at + self._idle - now
+        for session_id in list(self._unused):
+            due = self._table[session_id].used_at + self._idle - now
+            if due > 0:
+                # In order of use: whatever follows was used later still.
                 self._sweep = asyncio.get_running_loop().call_later(due, self._park_idle)
                 return
             self.park(session_id)

@@ -12,7 +12,7 @@ from callboard.agents import Agent
 from callboard.directory import Directory
 from callboard.entries import ended_early, moved, result_of, write_entry
 from callboard.history import Conversation
-from callboard.journal import RunJournal
+from callboard.journal import RunJournal, Unfit
 from callboard.kernel import Ref
 from callboard.live_run import LiveRun, SessionState
 from callboard.memory import Exchange, Memory, MemoryActor
@@ -50,6 +50,7 @@ from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed
 from callboard_protocol.runs import RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import SessionCheckpoint
 from callboard_protocol.states import STOP_INPUTS, RunInput, RunState
+from callboard_protocol.trusted import trusted
 
 _STORE_FAILED = "the run stopped without writing; it carries on from its last completed step"
 
@@ -101,6 +102,9 @@ class RunAttempt:
                 return await self._ended("failed", error=error)
             except (SystemExit, KeyboardInterrupt) as error:
                 return await self._ended("failed", error=error)
+            if self._ticket.stop is not None:
+                # The pattern swallowed the cancellation.
+                return await self._stopped(self._ticket.stop)
             return await self._ended("completed", output=output)
         except StoreError as error:
             return self._unwritten(error)
@@ -138,7 +142,7 @@ class RunAttempt:
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
         state = SessionState(state_type, opened.state)
         before = max((getattr(stored.record, "running", 0.0) for stored in opened.own), default=0.0)
-        run = LiveRun(ticket.request, self._agent, ticket.model, journal, self._directory, state, before)
+        run = LiveRun(ticket, self._agent, journal, self._directory, state, before)
         for stored in opened.own:
             run.meter.count(stored.record)
         self._run, self._has_begun = run, journal.began is not None
@@ -191,7 +195,8 @@ class RunAttempt:
         entry = ticket.entry
         first: LogRecord
         if journal.began is None:
-            began = first = RunBegan(
+            began = first = trusted(
+                RunBegan,
                 run_id=ticket.run_id,
                 ordinal=journal.claim_ordinal(),
                 at=time.time(),
@@ -400,8 +405,8 @@ class RunAttempt:
                     # It may be any of the run's records, none of which is on disk: nothing of the run is kept.
                     return self._result("failed", problem)
                 if stop_reason == "completed":
-                    stop_reason, error = "failed", problem
-                    problem.message = f"the output of run {run.run_id} cannot be stored: {problem.message}"
+                    stop_reason, error, output = "failed", problem, None
+                    problem.message = f"run {run.run_id} came to its end, which cannot be stored: {problem.message}"
                 elif keeps_snapshot:
                     keeps_snapshot = False
                 else:
@@ -435,7 +440,8 @@ class RunAttempt:
             if journal.last_answer is None or (self._agent.output.is_text and journal.last_answer != answer):
                 closing.append(Message.assistant(answer))
         tail = self._state_after_last_step(run, ordinal) if stop_reason == "completed" else ()
-        record = RunEnded(
+        record = trusted(
+            RunEnded,
             run_id=run.run_id,
             ordinal=ordinal + len(tail),
             at=time.time(),
@@ -451,7 +457,8 @@ class RunAttempt:
         )
         entry = moved(ticket.entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, ended_at=record.at, pending=())
         steps = journal.steps + len(tail)
-        checkpoint = SessionCheckpoint(
+        checkpoint = trusted(
+            SessionCheckpoint,
             checkpoint_id=f"{run.run_id}:step:{steps}",
             session_id=run.session_id,
             run_id=run.run_id,
@@ -469,6 +476,8 @@ class RunAttempt:
         changed, state = run.state.changed()
         if not changed:
             return ()
+        if isinstance(state, Unfit):
+            raise state.problem
         return (
             StepCompleted(
                 run_id=run.run_id,

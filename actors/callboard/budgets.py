@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import asyncio
 
-from callboard_protocol.amounts import Amount, Answer, Limits, MustWait
+from callboard_protocol.amounts import Amount, Answer, Granted, Limits, MustWait, Refused
 from callboard_protocol.commands import ReserveBudget, SettleBudget
 from callboard_protocol.ledger import Ledger
+
+
+class Claim:
+    """What the asker of a reservation and the ledger's keeper both see of it while it waits.
+
+    Attributes:
+        granted: what it was granted after it had waited; None before.
+        is_withdrawn: whether the asker has gone.
+    """
+
+    __slots__ = ("granted", "is_withdrawn")
+
+    def __init__(self) -> None:
+        self.granted: Granted | None = None
+        self.is_withdrawn = False
 
 
 class Budgets:
@@ -56,10 +71,14 @@ class Budgets:
     def _answer_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for message, answered in waiting:
-            if answered.done() or message.run_id not in self._ledger:
+            if message.claim.is_withdrawn or message.run_id not in self._ledger:
+                # Nobody reads this any more; a grant nobody knows of would stand in the way of those behind it.
+                answered.set_result(Refused(message.run_id, "max_steps"))
                 continue
             answer = self._try(message)
             if isinstance(answer, MustWait):
                 self._waiting.append((message, answered))
-            else:
-                answered.set_result(answer)
+                continue
+            if isinstance(answer, Granted):
+                message.claim.granted = answer
+            answered.set_result(answer)

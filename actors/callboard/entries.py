@@ -12,6 +12,7 @@ from callboard_protocol.records import RunEnded
 from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import STOP_INPUTS, RunInput, advance
+from callboard_protocol.trusted import trusted
 from callboard_storage.store import Store
 
 
@@ -21,7 +22,7 @@ def moved(entry: RunEntry, event: RunInput, **changes: Any) -> RunEntry:
     Raises:
         IllegalTransitionError: the state machine has no such move.
     """
-    return RunEntry(**{**dict(entry), "state": advance(entry.state, event), **changes})
+    return trusted(RunEntry, **{**vars(entry), "state": advance(entry.state, event), **changes})
 
 
 def ended_early(entry: RunEntry, stop_reason: StopReason, error: BaseException | None, at: float) -> RunEntry:

@@ -27,6 +27,17 @@ from callboard_protocol.trusted import trusted
 from callboard_storage.store import StoredRecord
 
 
+class Unfit:
+    """Stands in a record for a session state that cannot be stored.
+
+    Args:
+        problem: why.
+    """
+
+    def __init__(self, problem: UnpersistableValueError) -> None:
+        self.problem = problem
+
+
 class RunJournal:
     """One run's records: those an earlier attempt wrote, and the way to add more.
 
@@ -147,7 +158,8 @@ class RunJournal:
         """
         try:
             await self.append(record, memory=memory)
-        except UnpersistableValueError as problem:
+        except UnpersistableValueError as unstorable:
+            problem = record.state.problem if isinstance(record.state, Unfit) else unstorable
             what = f"{record.kind} {record.name!r}" if record.name else record.kind
             problem.message = f"{what} (step {record.step} of run {record.run_id}) cannot be stored: {problem.message}"
             failed = StepCompleted(

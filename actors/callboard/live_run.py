@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,21 +10,23 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from callboard.agents import Agent
+from callboard.budgets import Claim
 from callboard.directory import Directory
 from callboard.journal import RunJournal
 from callboard.meter import RunMeter
 from callboard.models.base import Model
 from callboard.record_events import events_of
 from callboard.stops import StopRun
-from callboard_protocol.amounts import Amount, Granted, Refused
+from callboard.ticket import RunTicket
+from callboard_protocol.amounts import ZERO, Amount, Granted, Refused
 from callboard_protocol.commands import ReserveBudget, SettleBudget
 from callboard_protocol.digests import fingerprint
-from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError
+from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError, UnpersistableValueError
 from callboard_protocol.event_base import RawEvent
-from callboard_protocol.failures import restore
+from callboard_protocol.failures import restore, text_of
 from callboard_protocol.messages import Message
 from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
-from callboard_protocol.runs import RunArtifact, RunRequest
+from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry
 
 IDEMPOTENCY_WARNING = "run.durable_idempotency_warning"
@@ -48,13 +51,24 @@ class SessionState:
             self._digest = fingerprint(self._adapter.dump_python(self.value))
 
     def changed(self) -> tuple[bool, Any]:
-        """Whether it differs from what was written last, and its plain form then."""
+        """Whether it differs from what was written last, and its plain form then; `Unfit` where it has none."""
         if self._adapter is None:
             return False, None
-        plain = self._adapter.dump_python(self.value)
-        digest = fingerprint(plain)
-        if digest == self._digest:
-            return False, None
+        try:
+            plain = self._adapter.dump_python(self.value, warnings="none")
+            digest = fingerprint(plain)
+            if digest == self._digest:
+                return False, None
+            # Written once, it would have to be read by every later run of the session.
+            self._adapter.validate_python(plain)
+        except Exception as problem:  # noqa: BLE001  (pydantic's own errors, and those of a user's validators)
+            said = problem_of(problem) if isinstance(problem, ValidationError) else text_of(problem)
+            return True, Unfit(
+                UnpersistableValueError(
+                    f"the session's state is not what its state_type says: {said}",
+                    hint="keep plain data of the declared types in ctx.state",
+                )
+            )
         self._digest = digest
         return True, plain
 
@@ -73,9 +87,8 @@ class LiveRun:
     """One attempt's belongings: its journal, its meter, its state, and the actors it talks to.
 
     Args:
-        request: what was asked.
+        ticket: the run.
         agent: who runs.
-        model: whom it asks; None where the agent has none.
         journal: the run's records.
         directory: where the actors are.
         state: the session's state.
@@ -84,19 +97,19 @@ class LiveRun:
 
     def __init__(
         self,
-        request: RunRequest,
+        ticket: RunTicket,
         agent: Agent[Any, Any],
-        model: Model | None,
         journal: RunJournal,
         directory: Directory,
         state: SessionState,
         running_before: float,
     ) -> None:
-        self.request = request
+        request = self.request = ticket.request
         self.run_id = request.run_id
         self.session_id = request.session_id
         self.agent = agent
-        self._model = model
+        self._ticket = ticket
+        self._model = ticket.model
         self.journal = journal
         self.directory = directory
         self.state = state
@@ -118,6 +131,8 @@ class LiveRun:
         self._running_before = running_before
         self._started = time.monotonic()
         self._paused = 0.0
+        self._pauses = 0
+        self._pause_began = 0.0
 
     @property
     def model_name(self) -> str:
@@ -139,11 +154,30 @@ class LiveRun:
 
     def running(self) -> float:
         """Seconds this run has spent running, all attempts together; waiting for a slot does not count."""
-        return self._running_before + time.monotonic() - self._started - self._paused
+        now = time.monotonic()
+        paused = self._paused + (now - self._pause_began if self._pauses else 0.0)
+        return self._running_before + now - self._started - paused
 
-    def paused(self, seconds: float) -> None:
-        """Take time out that the run spent waiting."""
-        self._paused += seconds
+    def pause(self) -> None:
+        """A branch of the run waits. Pair with `unpause`; time that several branches wait counts once."""
+        if not self._pauses:
+            self._pause_began = time.monotonic()
+        self._pauses += 1
+
+    def unpause(self) -> None:
+        """It goes on."""
+        self._pauses -= 1
+        if not self._pauses:
+            self._paused += time.monotonic() - self._pause_began
+
+    def heed_stop(self) -> None:
+        """Let nothing more begin in a run that is being stopped, also where its pattern swallowed the cancellation.
+
+        Raises:
+            StopRun: it is being stopped.
+        """
+        if self._ticket.stop is not None:
+            raise self._ticket.stop
 
     # ---- records
 
@@ -203,12 +237,20 @@ class LiveRun:
         Raises:
             StopRun: the budget has no room for it.
         """
+        self.heed_stop()
         if not self.is_limited:
             return Granted(amount)
-        answer = await self.directory.supervisor.ask(
-            ReserveBudget(run_id=self.run_id, amount=amount, can_cap_tokens=can_cap_tokens, output=output),
-            timeout=None,
+        claim = Claim()
+        message = ReserveBudget(
+            run_id=self.run_id, amount=amount, can_cap_tokens=can_cap_tokens, output=output, claim=claim
         )
+        try:
+            answer = await self.directory.supervisor.ask(message, timeout=None)
+        except asyncio.CancelledError:
+            claim.is_withdrawn = True
+            if claim.granted is not None:
+                self.settle(claim.granted.amount, ZERO)
+            raise
         if isinstance(answer, Refused):
             of = "" if answer.account_id == self.run_id else f" of account {answer.account_id!r}"
             raise StopRun(

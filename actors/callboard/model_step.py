@@ -128,6 +128,15 @@ def _closing(open_calls: Sequence[ToolCall], new: tuple[Message, ...]) -> list[M
     ]
 
 
+def _replayed(run: LiveRun, conversation: Conversation, recorded: StepCompleted) -> ModelResponse[Any]:
+    run.state.apply(recorded)
+    if recorded.error is not None:
+        raise restore(recorded.error)
+    assert recorded.response is not None
+    conversation.add(recorded.response.as_message())
+    return recorded.response
+
+
 async def _ask(
     run: LiveRun,
     scope: Scope,
@@ -142,12 +151,7 @@ async def _ask(
     conversation = scope.conversation
     new = _say(conversation, new)
     if recorded is not None:
-        run.state.apply(recorded)
-        if recorded.error is not None:
-            raise restore(recorded.error)
-        assert recorded.response is not None
-        conversation.add(recorded.response.as_message())
-        return recorded.response
+        return _replayed(run, conversation, recorded)
     shown = run.agent.context.assemble(conversation.view() if history is None else run.instructed(history))
     settings = _DEFAULT_SETTINGS
     reserve = _ONE_CALL if not run.limits_tokens else _worst_case(run, shown, settings)
@@ -178,9 +182,7 @@ async def _ask(
     true = granted.amount
     try:
         reply = await run.directory.gateway.ask(
-            trusted(
-                AskModel, model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None
-            ),
+            trusted(AskModel, model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None),
             timeout=None,
         )
         response = _identified(reply.response, step)

@@ -64,6 +64,7 @@ async def _execute(
     fit: bytes,
     adapter: TypeAdapter[Any],
 ) -> StepCompleted:
+    run.heed_stop()
     started = time.monotonic()
     value: Any = None
     error: CallboardError | None = None
@@ -158,13 +159,14 @@ async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None
             await run.journal.append(began)
         left = began.wake_at - time.time()
         if left > 0:
-            waited = time.monotonic()
+            run.heed_stop()
             run.directory.supervisor.tell(LeaveSlot(run_id=run.run_id))
+            run.pause()
             try:
                 await asyncio.sleep(left)
                 await run.directory.supervisor.ask(RegainSlot(run_id=run.run_id), timeout=None)
             finally:
-                run.paused(time.monotonic() - waited)
+                run.unpause()
     finally:
         scope.end()
 

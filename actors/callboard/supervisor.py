@@ -48,6 +48,7 @@ from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
 from callboard_protocol.tools import PendingCall
+from callboard_protocol.trusted import trusted
 
 SupervisorCommand = (
     SubmitRun
@@ -112,7 +113,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return known
         digest = request_digest(request)
         self._refuse_when_full(request)
-        entry = RunEntry(
+        entry = trusted(
+            RunEntry,
             request=request,
             request_digest=digest,
             state=RunState.QUEUED,

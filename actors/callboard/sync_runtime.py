@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
@@ -51,9 +52,7 @@ class SyncRunHandle(Generic[OutputT_co]):
 
     def events(self, *, after: str | None = None) -> Iterator[Event]:
         """The run's events; see `Runtime.events`."""
-        events = self._handle.events(after=after)
-        while (event := self._call(anext, events, _END)) is not _END:
-            yield event
+        return _each(self._call, lambda: self._handle.events(after=after))
 
 
 class SyncNamespace:
@@ -74,6 +73,21 @@ class SyncNamespace:
             return self._call(call)
 
         return blocking
+
+
+def _each(call: Callable[..., Any], begin: Callable[[], AsyncIterator[Event]]) -> Iterator[Event]:
+    """The events, each awaited on the runtime's loop; nothing of them is left there when the reader stops."""
+
+    async def open_there() -> AsyncIterator[Event]:
+        return begin()
+
+    events = call(open_there)
+    try:
+        while (event := call(anext, events, _END)) is not _END:
+            yield event
+    finally:
+        with contextlib.suppress(RuntimeClosedError):
+            call(events.aclose)
 
 
 class SyncRuntime:
@@ -206,12 +220,7 @@ class SyncRuntime:
 
     def events(self, run_id: str, *, after: str | None = None) -> Iterator[Event]:
         """As `Runtime.events`, blocking."""
-        events = self._runtime.events(run_id, after=after)
-        while True:
-            event = self._call(lambda: anext(events, None))
-            if event is None:
-                return
-            yield event
+        return _each(self._call, lambda: self._runtime.events(run_id, after=after))
 
     @property
     def agents(self) -> Agents:

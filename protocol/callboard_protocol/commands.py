@@ -151,12 +151,14 @@ class ReserveBudget(Request[Any]):
         amount: the most the work can cost.
         can_cap_tokens: whether it may be told to write less.
         output: what of `amount` is for tokens yet to be written.
+        claim: the `Claim` by which an asker that is cancelled while it waits gives up what it may be granted.
     """
 
     run_id: str
     amount: Live[Amount]
     can_cap_tokens: bool = False
     output: Live[Amount | None] = None
+    claim: Live[Any] = None
 
 
 class SettleBudget(Command):

@@ -41,7 +41,7 @@ def trusted(model: Callable[P, ModelT], /, *_: P.args, **fields: P.kwargs) -> Mo
     values = defaults | fields
     if len(values) != len(names):
         raise TypeError(f"{model!r} needs exactly {', '.join(sorted(names))}; got {', '.join(fields)}")
-    made: ModelT = object.__new__(model)  # type: ignore[type-var]  # a class, seen by its constructor's signature
+    made: ModelT = object.__new__(model)  # type: ignore[arg-type]  # a class, seen by its constructor's signature
     _set(made, "__dict__", values)
     # One set for all: it says which fields were given, is copied with a copy, and a frozen instance never adds to it.
     _set(made, "__pydantic_fields_set__", names)

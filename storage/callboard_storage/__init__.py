@@ -2,13 +2,14 @@
 
 from callboard_storage.memory_store import MemoryStore
 from callboard_storage.open_store import open_store
-from callboard_storage.store import Acknowledge, Batch, Fence, Store, StoredRecord, StoreFigures
+from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, Store, StoredRecord, StoreFigures
 
 __all__ = [
     "open_store",
     "MemoryStore",
     "Store",
     "Batch",
+    "Deletion",
     "Fence",
     "Acknowledge",
     "StoredRecord",

@@ -23,7 +23,7 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UnpersistableValueError
 from callboard_storage import leaves
 from callboard_storage.plain import Flattener
-from callboard_storage.schemas import PARTS, SCHEMAS, Schemas
+from callboard_storage.schemas import PARTS, SCHEMAS, Schema, Schemas
 from callboard_storage.unpersistable import Search
 
 ModelT = TypeVar("ModelT")
@@ -109,6 +109,35 @@ class Codec:
             raise _damaged(key, f"({schema.model.__name__}) is nested more than {MAX_DEPTH} deep")
         if not isinstance(model, expected):
             raise _damaged(key, f"is a {schema.model.__name__}, not a {expected.__name__}")
+        return model
+
+    def body(self, key: bytes, frame: bytes) -> tuple[Schema, int, dict[str, Any]]:
+        """A frame's schema, the version it was written in, and its body as plain data of that version.
+
+        Raises:
+            UnknownSchemaError: a newer release wrote it.
+            DamagedRecordError: it is not what was written under this key, or does not decode.
+        """
+        payload, number, version = _open_frame(key, frame)
+        schema = self._schemas.of_id(number)
+        try:
+            return schema, version, _unpack(payload)
+        except Exception as error:
+            raise _damaged(key, f"({schema.model.__name__}) does not decode: {error}") from error
+
+    def revive(self, number: int, version: int, body: dict[str, Any], expected: type[ModelT]) -> ModelT:
+        """The model of a body that `body` gave.
+
+        Raises:
+            UnknownSchemaError: a newer release wrote it.
+            ValueError, TypeError: it is not such a body.
+        """
+        schema = self._schemas.of_id(number)
+        if version != schema.version:
+            body = self._schemas.upcast(schema, version, body)
+        model = schema.model.model_validate(body)
+        if not isinstance(model, expected):
+            raise TypeError(f"it is a {schema.model.__name__}, not a {expected.__name__}")
         return model
 
     def _pack_odd(self, record: str, body: dict[str, Any]) -> bytes:

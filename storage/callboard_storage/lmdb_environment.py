@@ -340,12 +340,9 @@ class ReadOnlyEnvironment:
                 lib_version=ENGINE,
             )
             self._databases: dict[str, Any] = {}
-            with self._environment.begin() as transaction:
-                for table in ("meta", "log", *TABLES):
-                    with suppress(lmdb.NotFoundError):
-                        self._databases[table] = self._environment.open_db(
-                            table.encode(), txn=transaction, create=False
-                        )
+            for table in ("meta", "log", *TABLES):
+                with suppress(lmdb.NotFoundError):
+                    self._databases[table] = self._environment.open_db(table.encode(), create=False)
         except lmdb.Error as error:
             raise StoreOpenError(f"{directory} cannot be opened: {error}") from error
 

@@ -21,6 +21,7 @@ from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
     Batch,
+    Deletion,
     Fence,
     StoredRecord,
     StoreFigures,
@@ -159,22 +160,27 @@ class LmdbStore:
         """All entries of a session's memory."""
         return self._read(lambda snapshot: reading.memory(snapshot, session_id))
 
-    async def delete_session(self, session_id: str) -> int:
+    async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
         directory = self._opened()
         prefix = keys.session_prefix(session_id)
         loop = asyncio.get_running_loop()
-        deleted: asyncio.Future[int] = loop.create_future()
+        deleted: asyncio.Future[Deletion] = loop.create_future()
+        removed: list[Deletion] = []
 
-        def done(count: int, error: CallboardError | None) -> None:
+        def work(transaction: WriteTransaction) -> int:
+            removed.append(_delete(transaction, prefix))
+            return removed[-1].total
+
+        def done(_: int, error: CallboardError | None) -> None:
             if deleted.done():
                 return
             if error is not None:
                 deleted.set_exception(error)
             else:
-                deleted.set_result(count)
+                deleted.set_result(removed[-1])
 
-        directory.queue.put(Operation(lambda transaction: _delete(transaction, prefix), loop, done))
+        directory.queue.put(Operation(work, loop, done))
         return await deleted
 
     async def figures(self) -> StoreFigures:
@@ -240,13 +246,17 @@ def _give_back(acquired: asyncio.Future[DataDirectory]) -> None:
         data_directory.release(acquired.result())
 
 
-def _delete(transaction: WriteTransaction, prefix: bytes) -> int:
-    count = int(transaction.delete("heads", prefix[:-1]))
+def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
+    runs = 0
     for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
         run = key[len(prefix) :]
         if transaction.snapshot().get("unfinished", run) is None:
             transaction.delete("session_runs", key)
-            count += int(transaction.delete("runs", run))
-    for table in ("log", "checkpoints", "memory"):
-        count += transaction.delete_prefix(table, prefix)
-    return count
+            runs += int(transaction.delete("runs", run))
+    return Deletion(
+        records=transaction.delete_prefix("log", prefix),
+        heads=int(transaction.delete("heads", prefix[:-1])),
+        checkpoints=transaction.delete_prefix("checkpoints", prefix),
+        memory=transaction.delete_prefix("memory", prefix),
+        runs=runs,
+    )

@@ -19,7 +19,7 @@ from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import Refusals, Verdict, check_shape, judge
 from callboard_storage.reading import Rows
-from callboard_storage.store import Acknowledge, Batch, Fence, StoredRecord, StoreFigures
+from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, StoredRecord, StoreFigures
 
 
 class _Session:
@@ -59,25 +59,31 @@ class _Tables:
             rows[key] = value
             self.bytes_used += len(value)
 
-    def delete_session(self, prefix: bytes) -> int:
+    def delete_session(self, prefix: bytes) -> Deletion:
         session = self.sessions.pop(prefix, None)
         if session is None:
-            return 0
+            return Deletion()
         runs = session.tables.pop("session_runs", {})
-        count = len(session.log) + sum(len(rows) for rows in session.tables.values())
         self.bytes_used -= sum(len(frame) for _, frame in session.log)
         self.bytes_used -= sum(len(frame) for rows in session.tables.values() for frame in rows.values())
+        heads = ended = 0
         if prefix[:-1] in self.shared["heads"]:
             self.change(session, "heads", prefix[:-1], None)
-            count += 1
+            heads = 1
         for key in runs:
             run = key[len(prefix) :]
             if run in self.shared["unfinished"]:
                 self.session(prefix).tables.setdefault("session_runs", {})[key] = b""
             else:
                 self.change(session, "runs", run, None)
-                count += 1
-        return count
+                ended += 1
+        return Deletion(
+            records=len(session.log),
+            heads=heads,
+            checkpoints=len(session.tables.get("checkpoints", {})),
+            memory=len(session.tables.get("memory", {})),
+            runs=ended,
+        )
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self.shared[table].get(key)
@@ -177,7 +183,7 @@ class MemoryStore:
         """All entries of a session's memory."""
         return reading.memory(self._snapshot(), session_id)
 
-    async def delete_session(self, session_id: str) -> int:
+    async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
         with self._lock:
             self._check_open()

@@ -69,6 +69,30 @@ class StoreFigures:
     batches: int
 
 
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What was removed with a session.
+
+    Attributes:
+        records: of its log.
+        heads: 1 if where it stood was written.
+        checkpoints: of its checkpoints.
+        memory: entries of its memory.
+        runs: entries of runs that had ended.
+    """
+
+    records: int = 0
+    heads: int = 0
+    checkpoints: int = 0
+    memory: int = 0
+    runs: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.records + self.heads + self.checkpoints + self.memory + self.runs
+
+
 class Batch(Protocol):
     """What one transaction writes for one session.
 
@@ -192,8 +216,8 @@ class Store(Protocol):
         """All entries of a session's memory, by name."""
         ...
 
-    async def delete_session(self, session_id: str) -> int:
-        """Remove a session's log, head, checkpoints, memory and ended runs; returns how many entries that were.
+    async def delete_session(self, session_id: str) -> Deletion:
+        """Remove a session's log, head, checkpoints, memory and ended runs, and say what that was.
 
         It keeps its turn among the commits. Unfinished runs stay, and go with the next deletion once they have ended.
 

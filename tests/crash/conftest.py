@@ -101,10 +101,10 @@ class Theatre:
         code = life.end()
         assert code == 0, f"it ended with {code}: {life.error}"
 
-    def lives_until_done(self, task: str, **work: Any) -> int:
-        """As many lives as it takes; how many of them ended by SIGKILL."""
+    def lives_until_done(self, task: str, *, at_commits: Sequence[int] = (-1,), **work: Any) -> int:
+        """As many lives as it takes, each dying over the next of `at_commits`; how many of them ended by SIGKILL."""
         for deaths in range(MOST_LIVES):
-            life = self.life(task, **work)
+            life = self.life(task, at_commit=at_commits[deaths % len(at_commits)], **work)
             code = life.end()
             if code == 0:
                 return deaths

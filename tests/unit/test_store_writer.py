@@ -269,7 +269,7 @@ async def test_a_map_filled_step_by_step_still_lets_sessions_be_deleted(tmp_path
         assert isinstance(error, StoreFullError)
         assert written > 20
         for number in range(written // 2):
-            assert await store.delete_session(f"s{number}") == 1
+            assert (await store.delete_session(f"s{number}")).total == 1
         assert await send(store, 0, "x" * 3000, session_id="new") is None
         assert await length(store, f"s{written - 1}") == 1
     finally:
@@ -449,7 +449,7 @@ async def test_past_the_quota_work_is_refused_and_its_end_is_not(tmp_path):
         batch.append(sequence, RunEnded(run_id="run", ordinal=sequence, at=1.0, stop_reason="failed"))
         store.commit(batch, Fence(sequence - 1), loop, ended.set_result)
         assert await ended is None
-        assert await store.delete_session("session") == sequence + 1
+        assert (await store.delete_session("session")).total == sequence + 1
         assert await send(store, 0, "x" * 5000) is None
     finally:
         await store.close()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from callboard.cli import store
 from callboard.demo.run import SCRIPTED, Options, run_demo
 from callboard.demo.worker import System
 from callboard_protocol._version import __version__
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(store.app, name="store")
 
 
 @app.command()

@@ -12,10 +12,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from callboard_storage.upkeep.export import write_session
-
 from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreVersionError
 from callboard_storage.lmdb_environment import FORMAT_VERSION, LmdbEnvironment, ReadOnlyEnvironment, ReadTransaction
+from callboard_storage.upkeep.exporting import write_session
 from callboard_storage.upkeep.walk import Walk
 
 SYNCED_EVERY = 4 * 1024 * 1024

@@ -20,7 +20,7 @@ async def test_an_unknown_session_reads_as_nothing(store):
     assert list(await store.read_checkpoints("nobody")) == []
     assert list(await store.read_memory("nobody")) == []
     assert await store.read_run("nobody") is None
-    assert await store.delete_session("nobody") == 0
+    assert (await store.delete_session("nobody")).total == 0
 
 
 async def test_a_head_is_brought_up_to_date_from_its_log(desk, make):
@@ -85,7 +85,7 @@ async def test_sessions_whose_ids_begin_alike_are_kept_apart(desk, make):
         assert [entry.value for entry in await desk.store.read_memory(session_id)] == [number]
     assert sorted(ids, key=str.encode) == list(await desk.store.list_sessions())
     removed = await desk.store.delete_session("a")
-    assert removed == 3
+    assert removed.total == 3
     assert [len(await desk.records(session_id)) for session_id in ids] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
@@ -189,7 +189,7 @@ async def test_a_deleted_session_is_gone_but_for_its_unfinished_runs(desk, make)
     batch.put_memory(MemoryEntry(name="note"))
     await desk.commit(batch, Fence(-1))
 
-    assert await desk.store.delete_session("session") == 2 + 1 + 1 + 1 + 1
+    assert (await desk.store.delete_session("session")).total == 2 + 1 + 1 + 1 + 1
 
     assert await desk.store.read_head("session") is None
     assert await desk.records() == []
@@ -202,7 +202,7 @@ async def test_a_deleted_session_is_gone_but_for_its_unfinished_runs(desk, make)
     batch = desk.store.batch("session")
     batch.put_run(make.entry("waiting", state=RunState.CANCELLED))
     await desk.commit(batch)
-    assert await desk.store.delete_session("session") == 1
+    assert (await desk.store.delete_session("session")).total == 1
     assert await desk.store.read_run("waiting") is None
 
 
@@ -215,7 +215,7 @@ async def test_a_deleted_session_begins_again_at_zero(desk, make):
 
 async def test_deletion_keeps_its_turn_among_the_commits(desk, make):
     before = desk.send(desk.batch_of(0, make.began()), Fence(-1))
-    assert await desk.store.delete_session("session") == 1
+    assert (await desk.store.delete_session("session")).total == 1
     assert await before is None
 
 

@@ -18,7 +18,7 @@ from callboard_storage.doors import DATA_FILE, LOCK_FILE
 from callboard_storage.locks import OWNER_FILE
 from callboard_storage.upkeep import child, turns
 from callboard_storage.upkeep.report import BackupReport, RestoreReport
-from callboard_storage.upkeep.verify import verify_held
+from callboard_storage.upkeep.verifying import verify_held
 
 MANIFEST = "backup.json"
 RESTORING = ".restoring"

@@ -1,0 +1,40 @@
+"""Looking after a data directory: verify, compact, backup and restore, export and import, retention."""
+
+from callboard_storage.upkeep.backups import backup, restore
+from callboard_storage.upkeep.compacting import compact
+from callboard_storage.upkeep.exporting import export_session
+from callboard_storage.upkeep.importing import import_session
+from callboard_storage.upkeep.report import (
+    BackupReport,
+    CompactReport,
+    ExportReport,
+    ImportReport,
+    Problem,
+    RestoreReport,
+    RetainReport,
+    StatsReport,
+    VerifyReport,
+)
+from callboard_storage.upkeep.retention import retain
+from callboard_storage.upkeep.counting import stats
+from callboard_storage.upkeep.verifying import verify
+
+__all__ = [
+    "verify",
+    "compact",
+    "backup",
+    "restore",
+    "export_session",
+    "import_session",
+    "retain",
+    "stats",
+    "Problem",
+    "VerifyReport",
+    "CompactReport",
+    "BackupReport",
+    "RestoreReport",
+    "ExportReport",
+    "ImportReport",
+    "RetainReport",
+    "StatsReport",
+]

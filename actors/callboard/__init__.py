@@ -13,9 +13,9 @@ from callboard.run_info import RunInfo
 from callboard.runtime import Runtime
 from callboard.sync_runtime import SyncRuntime
 from callboard.tool import FunctionTool, tool
-from callboard.tool_base import Tool
-from callboard.tool_context import ToolContext
 from callboard.tool_steps import ToolResult
+from callboard.tools.base import Tool
+from callboard.tools.context import ToolContext
 from callboard_protocol._version import __version__
 from callboard_protocol.errors import (
     ActorDied,

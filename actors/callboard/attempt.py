@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from callboard.agents import Agent
@@ -17,7 +17,7 @@ from callboard.kernel import Ref
 from callboard.live_run import LiveRun, SessionState
 from callboard.memory import Exchange, Memory, MemoryActor
 from callboard.model_step import feedback_for
-from callboard.plain_steps import failed
+from callboard.plain_steps import NOT_MEANT_FOR_US, failed
 from callboard.run import RunContext
 from callboard.run_info import RunInfo
 from callboard.scopes import Scope
@@ -35,6 +35,7 @@ from callboard_protocol.commands import (
 )
 from callboard_protocol.errors import (
     ActorError,
+    AgentDefinitionError,
     CallboardError,
     FencedError,
     InterruptedByCrashError,
@@ -92,7 +93,7 @@ class RunAttempt:
                 stop = self._ticket.stop
                 if stop is None:
                     # Nobody stopped this run: its own code awaited something that was cancelled.
-                    return await self._ended("failed", error=failed(f"the pattern of {self._agent.id!r}", error))
+                    return await self._ended("failed", error=failed(f"agent {self._agent.id!r}", error))
                 return await self._stopped(stop)
             except StopRun as stop:
                 return await self._stopped(stop)
@@ -257,7 +258,21 @@ class RunAttempt:
         if not callable(deps):
             return deps
         info = RunInfo(run.run_id, run.session_id, self._agent.id, run.attempt, dict(run.request.metadata))
-        return await stack.enter_async_context(deps(info))
+        try:
+            return await stack.enter_async_context(self._manager(deps(info)))
+        except CallboardError:
+            raise
+        except (Exception, *NOT_MEANT_FOR_US) as problem:
+            raise failed(f"the deps factory of agent {self._agent.id!r}", problem) from problem
+
+    def _manager(self, opened: object) -> AbstractAsyncContextManager[Any]:
+        if isinstance(opened, AbstractAsyncContextManager):
+            return opened
+        raise AgentDefinitionError(
+            f"the deps factory of agent {self._agent.id!r} gave a {type(opened).__qualname__}, which is no async "
+            "context manager",
+            hint="@asynccontextmanager async def deps(info: RunInfo): yield ...",
+        )
 
     async def _validated(self, run: LiveRun, scope: Scope) -> Any:
         """The pattern's output, sent back to the model until it fits the agent's output type."""

@@ -64,9 +64,12 @@ class Budgets:
                 self._answer_waiting()
 
     def _try(self, message: ReserveBudget) -> Answer:
-        return self._ledger.reserve(
+        answer = self._ledger.reserve(
             message.run_id, message.amount, can_cap_tokens=message.can_cap_tokens, output=message.output
         )
+        if message.is_spent and isinstance(answer, Granted):
+            self._ledger.settle(message.run_id, answer.amount, answer.amount)
+        return answer
 
     def _answer_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

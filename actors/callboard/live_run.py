@@ -7,27 +7,29 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from callboard.agents import Agent
 from callboard.budgets import Claim
 from callboard.directory import Directory
-from callboard.journal import RunJournal
+from callboard.journal import RunJournal, Unfit
 from callboard.meter import RunMeter
 from callboard.models.base import Model
+from callboard.output import readable
 from callboard.record_events import events_of
 from callboard.stops import StopRun
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import ZERO, Amount, Granted, Refused
 from callboard_protocol.commands import ReserveBudget, SettleBudget
 from callboard_protocol.digests import fingerprint
-from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError, UnpersistableValueError
+from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError, UnpersistableValueError, UsageError
 from callboard_protocol.event_base import RawEvent
 from callboard_protocol.failures import restore, text_of
 from callboard_protocol.messages import Message
 from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
 from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry
+from callboard_protocol.trusted import trusted
 
 IDEMPOTENCY_WARNING = "run.durable_idempotency_warning"
 
@@ -62,7 +64,7 @@ class SessionState:
             # Written once, it would have to be read by every later run of the session.
             self._adapter.validate_python(plain)
         except Exception as problem:  # noqa: BLE001  (pydantic's own errors, and those of a user's validators)
-            said = problem_of(problem) if isinstance(problem, ValidationError) else text_of(problem)
+            said = readable(problem) if isinstance(problem, ValidationError) else text_of(problem)
             return True, Unfit(
                 UnpersistableValueError(
                     f"the session's state is not what its state_type says: {said}",
@@ -175,9 +177,16 @@ class LiveRun:
 
         Raises:
             StopRun: it is being stopped.
+            UsageError: it has stopped: somebody kept its context.
         """
-        if self._ticket.stop is not None:
-            raise self._ticket.stop
+        if self._ticket.stop is None:
+            return
+        if self._ticket.task is None:
+            raise UsageError(
+                f"run {self.run_id} has stopped, and its context does nothing any more",
+                hint="await whatever a pattern starts before it returns",
+            )
+        raise self._ticket.stop
 
     # ---- records
 
@@ -231,8 +240,23 @@ class LiveRun:
 
     # ---- budget
 
-    async def reserve(self, amount: Amount, *, can_cap_tokens: bool = False, output: Amount | None = None) -> Granted:
-        """Take `amount` out of the budget before it is used.
+    async def spend(self, amount: Amount) -> None:
+        """Take out of the budget what a piece of work costs for certain. Nothing is left to settle.
+
+        Raises:
+            StopRun: the budget has no room for it.
+        """
+        await self.reserve(amount, is_spent=True)
+
+    async def reserve(
+        self,
+        amount: Amount,
+        *,
+        can_cap_tokens: bool = False,
+        output: Amount | None = None,
+        is_spent: bool = False,
+    ) -> Granted:
+        """Take `amount` out of the budget before it is used; `settle` it when the true figure is known.
 
         Raises:
             StopRun: the budget has no room for it.
@@ -241,14 +265,20 @@ class LiveRun:
         if not self.is_limited:
             return Granted(amount)
         claim = Claim()
-        message = ReserveBudget(
-            run_id=self.run_id, amount=amount, can_cap_tokens=can_cap_tokens, output=output, claim=claim
+        message = trusted(
+            ReserveBudget,
+            run_id=self.run_id,
+            amount=amount,
+            can_cap_tokens=can_cap_tokens,
+            output=output,
+            is_spent=is_spent,
+            claim=claim,
         )
         try:
             answer = await self.directory.supervisor.ask(message, timeout=None)
         except asyncio.CancelledError:
             claim.is_withdrawn = True
-            if claim.granted is not None:
+            if claim.granted is not None and not is_spent:
                 self.settle(claim.granted.amount, ZERO)
             raise
         if isinstance(answer, Refused):

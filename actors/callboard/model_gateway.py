@@ -255,6 +255,11 @@ def _verdict(model: Model, problem: BaseException) -> CallboardError:
         raise problem
     said = text_of(problem)
     text = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
-    error = ModelError(f"{model.name} failed: {text}", context={"model": model.name}, retryable=False)
+    error = ModelError(
+        f"{model.name} failed: {text}",
+        hint="the cause says why; an adapter raises ModelError(..., retryable=True) for what may pass",
+        context={"model": model.name},
+        retryable=False,
+    )
     error.__cause__ = problem
     return error

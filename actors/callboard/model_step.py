@@ -11,7 +11,7 @@ from callboard.history import Conversation
 from callboard.live_run import LiveRun
 from callboard.output import OutputContract
 from callboard.scopes import Scope
-from callboard_protocol.amounts import Amount, nano_usd
+from callboard_protocol.amounts import Amount, Granted, nano_usd
 from callboard_protocol.commands import AbandonModelCall, AskModel
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, OutputValidationError
@@ -154,11 +154,14 @@ async def _ask(
         return _replayed(run, conversation, recorded)
     shown = run.agent.context.assemble(conversation.view() if history is None else run.instructed(history))
     settings = _DEFAULT_SETTINGS
-    reserve = _ONE_CALL if not run.limits_tokens else _worst_case(run, shown, settings)
-    output = None if reserve is _ONE_CALL else Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
-    granted = await run.reserve(reserve, can_cap_tokens=output is not None, output=output)
-    if granted.capped_tokens is not None:
-        settings = settings.model_copy(update={"max_tokens": granted.capped_tokens})
+    granted: Granted | None = None
+    if run.limits_tokens:
+        output = Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
+        granted = await run.reserve(_worst_case(run, shown, settings), can_cap_tokens=True, output=output)
+        if granted.capped_tokens is not None:
+            settings = settings.model_copy(update={"max_tokens": granted.capped_tokens})
+    else:
+        await run.spend(_ONE_CALL)
     call_id = f"{run.run_id}:{step}"
     request = trusted(
         ModelRequest,
@@ -179,7 +182,7 @@ async def _ask(
     started = time.monotonic()
     response: ModelResponse[Any] | None = None
     error: CallboardError | None = None
-    true = granted.amount
+    true = None if granted is None else granted.amount
     try:
         reply = await run.directory.gateway.ask(
             trusted(AskModel, model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None),
@@ -196,7 +199,8 @@ async def _ask(
         error = problem
         true = _ONE_CALL
     finally:
-        run.settle(granted.amount, true)
+        if granted is not None and true is not None:
+            run.settle(granted.amount, true)
     duration = time.monotonic() - started
     changed, state = run.state.changed()
     record = trusted(

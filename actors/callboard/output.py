@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from callboard.tool_results import to_plain
+from callboard.tools.results import to_plain
 from callboard_protocol.base import JsonObject
 from callboard_protocol.errors import AgentDefinitionError, UnpersistableValueError
 from callboard_protocol.failures import text_of
@@ -49,7 +49,7 @@ class OutputContract:
                 return self._adapter.validate_json(_without_fence(raw))
             return self._adapter.validate_python(raw)
         except ValidationError as problem:
-            raise ValueError(_readable(problem)) from None
+            raise ValueError(readable(problem)) from None
 
     def dump(self, output: Any) -> Any:
         """The output as plain data.
@@ -78,7 +78,8 @@ def _without_fence(text: str) -> str:
     return stripped
 
 
-def _readable(problem: ValidationError) -> str:
+def readable(problem: ValidationError) -> str:
+    """What does not fit, and where, in one line."""
     lines = [
         f"{'.'.join(str(part) for part in error['loc']) or 'output'}: {error['msg']}" for error in problem.errors()
     ]

@@ -15,8 +15,8 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from callboard.live_run import LiveRun
 from callboard.scopes import Scope
-from callboard.tool_results import to_plain
-from callboard_protocol.base import JsonObject, as_seconds
+from callboard.tools.results import to_plain
+from callboard_protocol.base import JsonObject, as_seconds, check_name
 from callboard_protocol.commands import LeaveSlot, RegainSlot
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, UnpersistableValueError, UsageError
@@ -35,6 +35,7 @@ async def run_function(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run `fn` as a step; see `RunContext.step`."""
+    check_name(name, "name of the step")
     if not callable(fn):
         raise UsageError(f"ctx.step({name!r}, ...) got {fn!r:.60}, which is no function", hint=_HOW)
     step = scope.begin(f"step {name!r}")
@@ -221,6 +222,11 @@ async def add_artifact(run: LiveRun, scope: Scope, artifact: RunArtifact) -> Run
 async def emit(run: LiveRun, scope: Scope, name: str, payload: JsonObject) -> None:
     """Publish a user's event; see `RunContext.emit`."""
     check_custom_name(name)
+    given: object = payload
+    if not isinstance(given, dict):
+        raise UsageError(
+            f"the payload of event {name!r} is of type {type(given).__name__}", hint="give a dict: {'key': value}"
+        )
     step = scope.begin("emit")
     try:
         fit = fingerprint(payload)

@@ -13,7 +13,7 @@ from callboard.live_run import LiveRun
 from callboard.output import OutputContract
 from callboard.scopes import Scope
 from callboard.tool_steps import ToolResult
-from callboard_protocol.base import JsonObject
+from callboard_protocol.base import JsonObject, check_name
 from callboard_protocol.errors import UsageError
 from callboard_protocol.messages import Message, ToolCall
 from callboard_protocol.model_calls import ModelResponse
@@ -198,7 +198,9 @@ class RunContext(Generic[DepsT]):
 
         Raises:
             UnpersistableValueError: the payload cannot be stored.
+            InvalidIdentifierError: the name is empty or cannot be stored.
         """
+        check_name(name, "name of the artifact")
         artifact = RunArtifact(name=name, kind=kind, payload=payload, metadata=metadata or {})
         return await plain_steps.add_artifact(self._run, self._scope, artifact)
 
@@ -208,7 +210,7 @@ class RunContext(Generic[DepsT]):
         Raises:
             UsageError: the name belongs to Callboard's own events.
         """
-        await plain_steps.emit(self._run, self._scope, name, payload or {})
+        await plain_steps.emit(self._run, self._scope, name, {} if payload is None else payload)
 
     # ---- more scopes
 
@@ -250,6 +252,12 @@ class RunContext(Generic[DepsT]):
             UsageError: a limit under 1, or a name that cannot be a branch's.
             ConcurrentStepError: another step of this scope is in flight.
         """
+        given: object = items
+        if not isinstance(given, Mapping):
+            raise UsageError(
+                f"ctx.map got items of type {type(given).__name__}",
+                hint="give a dict: each item under a name of its own",
+            )
         if limit is not None and limit < 1:
             raise UsageError(f"ctx.map(limit={limit}) lets no item through", hint="at least 1, or None")
         step = self._scope.begin("map", timed=False)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
@@ -20,13 +19,14 @@ from callboard.event_bus import EventBus, Subscription, Watchers
 from callboard.kernel import ActorRestart, ActorSystem, ChildSpec, SystemHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.model_gateway import ModelGateway
+from callboard.requests import RunOptions, request_for
 from callboard.results import read_result
 from callboard.run_events import follow_run
 from callboard.run_handle import RunHandle, RunStream
 from callboard.supervisor import RunSupervisor
 from callboard.ticket import RunTicket
 from callboard.tool_executor import ToolExecutor
-from callboard_protocol.base import MAX_IDENTIFIER_BYTES, JsonObject, as_seconds, check_identifier, unknown_option
+from callboard_protocol.base import as_seconds, check_identifier
 from callboard_protocol.commands import (
     CancelRun,
     DrainRuns,
@@ -36,33 +36,15 @@ from callboard_protocol.commands import (
     Subscribe,
     Unsubscribe,
 )
-from callboard_protocol.errors import ActorError, NotImplementedYetError, RuntimeClosedError, UsageError
+from callboard_protocol.errors import ActorError, RuntimeClosedError, UsageError
 from callboard_protocol.event_base import Event
 from callboard_protocol.events import check_known_name
 from callboard_protocol.failures import describe
 from callboard_protocol.messages import ContentPart
-from callboard_protocol.runs import OnBusy, OnCrash, RunBudget, RunRequest, RunResult
+from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.states import FINAL, RunState
-from callboard_protocol.tools import Decision
 from callboard_storage.open_store import open_store
 from callboard_storage.store import Store
-
-
-class RunOptions(TypedDict, total=False):
-    """What a run may be given beside its agent and input; `RunRequest` says what each means."""
-
-    session_id: str | None
-    run_id: str | None
-    budget: RunBudget | None
-    durable: bool
-    metadata: JsonObject | None
-    context_hints: JsonObject | None
-    approvals: Mapping[str, Decision] | None
-    on_busy: OnBusy
-    on_crash: OnCrash
-    account: str | None
-    resume_from_checkpoint: str | None
-
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -245,7 +227,7 @@ class Runtime:
             RuntimeBusyError: a limit is reached; nothing was started.
             RuntimeClosedError: the runtime is not open.
         """
-        known, request, is_new = self._request(agent, input, options)
+        known, request, is_new = request_for(self.agents, agent, input, options)
         try:
             ticket = await self._take_in(known, request, deps, is_new=is_new)
             return await asyncio.shield(ticket.result)
@@ -341,7 +323,7 @@ class Runtime:
             UnknownAgentError: no such agent; the error names the nearest.
             InvalidIdentifierError: an id cannot be stored.
         """
-        known, request, is_new = self._request(agent, input, options)
+        known, request, is_new = request_for(self.agents, agent, input, options)
 
         async def start() -> RunHandle[Any]:
             try:
@@ -359,7 +341,7 @@ class Runtime:
         deps: Any,
         options: RunOptions,
     ) -> RunTicket:
-        known, request, is_new = self._request(agent, said, options)
+        known, request, is_new = request_for(self.agents, agent, said, options)
         return await self._take_in(known, request, deps, is_new=is_new)
 
     async def _take_in(self, agent: Agent[Any, Any], request: RunRequest, deps: Any, *, is_new: bool) -> RunTicket:
@@ -372,36 +354,6 @@ class Runtime:
         """The caller that a run was for has been cancelled; the run too, if it is still going."""
         with contextlib.suppress(ActorError):
             await self._open.supervisor.ask(CancelRun(run_id=run_id, reason="the caller was cancelled"), timeout=None)
-
-    def _request(
-        self,
-        agent: Agent[Any, Any] | str | RunRequest,
-        said: str | Sequence[ContentPart] | None,
-        options: RunOptions,
-    ) -> tuple[Agent[Any, Any], RunRequest, bool]:
-        """The request as it will be stored, and whether its run id was made here."""
-        if isinstance(agent, RunRequest):
-            if said is not None or options:
-                raise UsageError(
-                    "a RunRequest says everything", hint="set its fields instead of passing them beside it"
-                )
-            _refuse_unbuilt(agent)
-            return self.agents.find(agent.agent_id), agent, False
-        known = self.agents.find(agent)
-        for name in options:
-            if name not in RunOptions.__optional_keys__:
-                raise unknown_option(name, sorted({*RunOptions.__optional_keys__, "deps"}), of="a run")
-        spoken = _spoken(said)
-        fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        is_new = "run_id" not in fields
-        run_id = fields["run_id"] = check_identifier(fields.get("run_id", new_id()), "run id")
-        if "session_id" not in fields:
-            # The same at each submission of one run id; an id that leaves no room for a prefix goes without it.
-            named = f"session-{run_id}"
-            fields["session_id"] = named if len(named.encode()) <= MAX_IDENTIFIER_BYTES else run_id
-        request = RunRequest(agent_id=known.id, **spoken, **fields)
-        _refuse_unbuilt(request)
-        return known, request, is_new
 
     def _handle(self, ticket: RunTicket) -> RunHandle[Any]:
         return RunHandle(self, ticket.run_id, lambda: asyncio.shield(ticket.result))
@@ -508,32 +460,3 @@ class Runtime:
             RuntimeClosedError: the runtime is not open.
         """
         return self._open.system.health
-
-
-def _spoken(said: object) -> dict[str, Any]:
-    """The input as fields of a request. An empty text is an input like any other: the agent may know what to do."""
-    if isinstance(said, str):
-        return {"input_text": said}
-    if isinstance(said, Sequence):
-        return {"input_parts": tuple(said)}
-    what = "there is no input" if said is None else f"the input is of type {type(said).__name__}"
-    raise UsageError(what, hint="runtime.run(agent, 'what the user says'), or a list of content parts")
-
-
-def _refuse_unbuilt(request: RunRequest) -> None:
-    """What a request may say and nothing heeds yet is refused: a limit that is silently not held is worse than none."""
-    unbuilt = {
-        "account": request.account is not None,
-        "resume_from_checkpoint": request.resume_from_checkpoint is not None,
-        "parent_run_id": request.parent_run_id is not None,
-        "on_busy='interrupt'": request.on_busy == "interrupt",
-        "on_crash='restart'": request.on_crash == "restart",
-    }
-    for what, is_asked in unbuilt.items():
-        if is_asked:
-            raise NotImplementedYetError(f"{what} is not part of this release", hint=f"leave {what} out")
-
-
-def new_id() -> str:
-    """A fresh id; later ones sort after earlier ones, to the millisecond."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"

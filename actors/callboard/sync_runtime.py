@@ -16,8 +16,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
 from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.requests import RunOptions
 from callboard.run_handle import RunHandle
-from callboard.runtime import RunOptions, Runtime
+from callboard.runtime import Runtime
 from callboard_protocol.errors import ForkedError, RuntimeClosedError, UsageError, WouldDeadlockError
 from callboard_protocol.event_base import Event
 from callboard_protocol.messages import ContentPart

@@ -11,10 +11,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 from typing_extensions import Unpack
 
 from callboard.retry import Retry
-from callboard.tool_base import SchemaTool, Tool, is_async_callable
-from callboard.tool_context import ToolContext
-from callboard.tool_options import ToolOptions, apply_options
-from callboard.tool_schema import caller_names, check_tool_name, read_function
+from callboard.tools.base import SchemaTool, Tool, is_async_callable
+from callboard.tools.context import ToolContext
+from callboard.tools.options import ToolOptions, apply_options
+from callboard.tools.schema import caller_names, check_tool_name, read_function
 from callboard_protocol.errors import ToolDefinitionError, UsageError
 from callboard_protocol.tools import Happened, NotHappened, Reconciliation, Unknown
 

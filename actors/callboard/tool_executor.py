@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard.retry import retrying
-from callboard.tool_base import Tool
-from callboard.tool_flights import Flight, Flights, ReconcileFailed, ToolOutcome
-from callboard.tool_results import to_plain
-from callboard.tool_threads import ToolThreads
+from callboard.tools.base import Tool
+from callboard.tools.flights import Flight, Flights, ReconcileFailed, ToolOutcome
+from callboard.tools.results import to_plain
+from callboard.tools.threads import ToolThreads
 from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
 from callboard_protocol.errors import (
     CallboardError,

@@ -13,9 +13,10 @@ from callboard.live_run import IDEMPOTENCY_WARNING, LiveRun
 from callboard.scopes import Scope
 from callboard.stops import StopRun
 from callboard.tool import Tool
-from callboard.tool_context import ToolContext
-from callboard.tool_flights import ToolOutcome
+from callboard.tools.context import ToolContext
+from callboard.tools.flights import ToolOutcome
 from callboard_protocol.amounts import Amount
+from callboard_protocol.base import check_name
 from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import (
@@ -59,6 +60,7 @@ async def call_one(run: LiveRun, scope: Scope, name: str, arguments: dict[str, A
         ToolError: the call failed; recorded, so a replay raises it too.
         UnpersistableValueError: what the tool returned cannot be stored.
     """
+    check_name(name, "name of the tool")
     step = scope.begin(f"tool {name!r}")
     try:
         record = await _perform(run, scope, step, name, arguments, None)
@@ -226,14 +228,12 @@ class _Call:
             if refused is not None:
                 return await self.completed(None, refused)
         while True:
-            granted = await run.reserve(_ONE_CALL)
+            await run.spend(_ONE_CALL)
             try:
                 outcome = await self._dispatch(tool, arguments, attempt)
             except UnpersistableValueError as problem:
                 # Only the intent is written there: its arguments cannot be stored, so the call was not made.
                 return await self.completed(None, problem, ordinal=self.intended)
-            finally:
-                run.settle(granted.amount, _ONE_CALL)
             error = outcome.error
             if isinstance(error, ToolTimeoutError) and run.request.durable and not tool.specification.may_be_repeated:
                 settled = await self._resolve(tool, arguments, "timeout")

@@ -99,6 +99,20 @@ def check_identifier(value: str, what: str = "id") -> str:
     return value
 
 
+def check_name(value: str, what: str) -> str:
+    """A name that no key is made of, unchanged, if it can be stored: any text but an empty one.
+
+    Raises:
+        InvalidIdentifierError: it is not a string, empty, or holds lone surrogates.
+    """
+    if not isinstance(value, str):
+        raise InvalidIdentifierError(f"the {what} is of type {type(value).__name__}, not a string", hint="give a str")
+    if not value or value.encode(errors="replace").decode() != value:
+        why = "holds a lone surrogate, which UTF-8 cannot carry" if value else "is empty"
+        raise InvalidIdentifierError(f"the {what} {value!r} {why}", hint="give a name of UTF-8 text")
+    return value
+
+
 def as_seconds(duration: float | timedelta) -> float:
     """A duration in seconds.
 

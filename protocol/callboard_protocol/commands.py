@@ -151,6 +151,7 @@ class ReserveBudget(Request[Any]):
         amount: the most the work can cost.
         can_cap_tokens: whether it may be told to write less.
         output: what of `amount` is for tokens yet to be written.
+        is_spent: the work costs exactly this, so it counts as spent at once and needs no settling.
         claim: the `Claim` by which an asker that is cancelled while it waits gives up what it may be granted.
     """
 
@@ -158,6 +159,7 @@ class ReserveBudget(Request[Any]):
     amount: Live[Amount]
     can_cap_tokens: bool = False
     output: Live[Amount | None] = None
+    is_spent: bool = False
     claim: Live[Any] = None
 
 

@@ -325,13 +325,14 @@ class UnpersistableValueError(RunError, TypeError):
     """A value that must go to disk cannot."""
 
     code = "unpersistable_value"
-    default_hint = "return plain data: str, numbers, bool, None, bytes, datetime, Decimal, UUID, lists, dicts, models"
+    default_hint = "use plain data: str, numbers, bool, None, bytes, datetime, Decimal, UUID, lists, dicts, models"
 
 
 class OutputValidationError(RunError):
     """The final output does not fit the agent's `output_type`, after every retry."""
 
     code = "output_validation"
+    default_hint = "the transcript shows each answer; widen the type, or raise RunBudget(max_validation_retries=...)"
 
 
 class InterruptedByCrashError(RunError):
@@ -376,12 +377,14 @@ class ToolFailedError(ToolError):
     """The tool raised."""
 
     code = "tool_failed"
+    default_hint = "the cause says what the tool raised; raise ModelRetry to have the model try again"
 
 
 class ToolTimeoutError(ToolError, TimeoutError):
     """The tool ran past its own timeout."""
 
     code = "tool_timeout"
+    default_hint = "raise @tool(timeout=...), or have the tool look at ctx.cancelled"
 
 
 class ToolDeniedError(ToolError):

@@ -16,6 +16,7 @@ class StepFailedError(RunError):
     """A function given to `ctx.step` raised. The message and the context name the original exception."""
 
     code = "step_failed"
+    default_hint = "`error_details.cause` and the traceback in `error_snapshot` show what it raised"
 
 
 def describe(error: BaseException, *, depth: int = _DEPTH) -> ErrorDetails:
@@ -36,13 +37,22 @@ def describe(error: BaseException, *, depth: int = _DEPTH) -> ErrorDetails:
             context=_plain(error.context),
             cause=nested,
         )
-    return ErrorDetails(code=type(error).__name__, message=text_of(error) or type(error).__name__, cause=nested)
+    return ErrorDetails(
+        code=type(error).__name__,
+        message=text_of(error) or type(error).__name__,
+        # Only for the error itself: among its causes the hint would say the same again.
+        hint=_FOREIGN if depth == _DEPTH else "",
+        cause=nested,
+    )
+
+
+_FOREIGN = "it was raised outside Callboard: the traceback in `error_snapshot` shows where"
 
 
 def text_of(error: BaseException) -> str:
     """What an exception says, fit to be stored: its class may be a user's, whose `__str__` can fail in any way."""
     try:
-        return _storable(str(error))
+        return _storable(error.message if isinstance(error, CallboardError) else str(error))
     except Exception:  # noqa: BLE001 - as said
         return ""
 

@@ -143,7 +143,7 @@ def nothing_used() -> RunUsage:
     return _NOTHING_USED
 
 
-class RunArtifact(Frozen):
+class RunArtifact(Given):
     """Something a run made, kept with its session.
 
     Attributes:

@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 
 import pytest
 
-from callboard import Agent, Runtime, RuntimeLimits
+from callboard import Agent, RunResult, Runtime
 from callboard_protocol.records import LogRecord
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.memory_store import MemoryStore
 
 T = TypeVar("T")
 Scenario = Callable[[Runtime], Awaitable[T]]
 
 MAP_SIZE = 1 << 30
 PATIENCE = 30
+THE_END = "it came to its end"
 
 
 class Place:
@@ -62,6 +64,9 @@ class Place:
     def store(self) -> LmdbStore:
         return LmdbStore(self.data, map_size=MAP_SIZE)
 
+    def in_memory(self) -> MemoryStore:
+        return MemoryStore()
+
     @asynccontextmanager
     async def runtime(self, *agents: Agent[Any, Any], store: Any = None, **options: Any) -> AsyncIterator[Runtime]:
         async with Runtime(agents, store=self.store() if store is None else store, **options) as runtime:
@@ -82,9 +87,10 @@ class Place:
         scenario: Scenario[Any],
         *,
         store: Callable[[], Any] | None = None,
+        surely: bool = True,
         **options: Any,
     ) -> None:
-        """The same in a process of its own, which something in the scenario must kill."""
+        """The same in a process of its own, which something in the scenario kills; if not `surely`, it may also end."""
 
         async def live() -> None:
             async with self.runtime(*agents, store=None if store is None else store(), **options) as runtime:
@@ -99,14 +105,22 @@ class Place:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(PATIENCE)
                 asyncio.run(live())
-                self._report.write_text("it came to its end")
+                self._report.write_text(THE_END)
             except BaseException:
                 self._report.write_text(traceback.format_exc())
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), f"the process was not killed: {self._report.read_text()}"
-        assert os.WTERMSIG(status) == signal.SIGKILL, "the process hung"
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, "the process hung"
+            return
+        report = self._report.read_text()
+        assert report == THE_END, report
+        assert not surely, "nothing killed the process"
+
+    def carry_on(self, agents: Sequence[Agent[Any, Any]], run_id: str, **options: Any) -> RunResult[Any]:
+        """Open the directory again, and see a run through that an earlier process left."""
+        return self.live(agents, lambda runtime: runtime.wait(run_id), **options)
 
     async def log(self, session_id: str) -> list[LogRecord]:
         """What the disk holds of a session, read as any process would."""
@@ -152,7 +166,7 @@ def die() -> Any:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop turn until something has come about."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (the condition is the runtime's own state: nobody sets an event for it)
             await asyncio.sleep(0)
 
 
@@ -179,8 +193,3 @@ def _until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 @pytest.fixture
 def killed_by_commit(place: Place) -> Callable[[int, str], Callable[[], KilledByCommit]]:
     return lambda number, when: lambda: KilledByCommit(place.data, number, when)
-
-
-@pytest.fixture
-def limits() -> Callable[..., RuntimeLimits]:
-    return RuntimeLimits

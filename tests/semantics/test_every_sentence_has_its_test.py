@@ -17,9 +17,11 @@ def numbers_on_tests() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
-            for decorator in node.decorator_list:
-                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.semantics":
-                    numbers.append(ast.literal_eval(decorator.args[0]))
+            numbers.extend(
+                ast.literal_eval(decorator.args[0])
+                for decorator in node.decorator_list
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.semantics"
+            )
     return numbers
 
 

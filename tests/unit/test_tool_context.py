@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from callboard.tool_context import ToolContext
+from callboard.tools.context import ToolContext
 
 pytestmark = pytest.mark.anyio
 

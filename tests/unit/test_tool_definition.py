@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from callboard.retry import Retry
 from callboard.tool import FunctionTool, Tool, tool
-from callboard.tool_context import ToolContext
+from callboard.tools.context import ToolContext
 from callboard_protocol.errors import (
     InvalidArgumentsError,
     NotImplementedYetError,

@@ -12,8 +12,8 @@ import pytest
 from callboard.kernel import ActorSystem, Ref
 from callboard.retry import Retry
 from callboard.tool import Tool, tool
-from callboard.tool_context import ToolContext
 from callboard.tool_executor import ReconcileFailed, ToolExecutor, ToolOutcome
+from callboard.tools.context import ToolContext
 from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
 from callboard_protocol.errors import (
     ActorDied,
@@ -333,7 +333,7 @@ async def test_a_failed_cleanup_does_not_hide_the_timeout(executor: Ref[ToolExec
 async def test_a_tool_that_resists_cancellation_is_answered_for(
     executor: Ref[ToolExecutor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("callboard.tool_flights.PATIENCE", 0.02)
+    monkeypatch.setattr("callboard.tools.flights.PATIENCE", 0.02)
     released = asyncio.Event()
 
     @tool(timeout=0.02)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field
 
-from callboard.tool_results import ATOMS, ResultContract, to_plain
+from callboard.tools.results import ATOMS, ResultContract, to_plain
 from callboard_protocol.errors import ToolDefinitionError, UnpersistableValueError
 
 

@@ -175,6 +175,7 @@ def retain(
     as_json: AsJson = False,
 ) -> None:
     """Remove old sessions, never one with a run that has not ended; no other process may have the directory open."""
+    existing(path)
     age = None if older_than is None else _duration(older_than)
 
     async def work(store: LmdbStore) -> RetainReport:
@@ -196,7 +197,6 @@ def retain(
 
 
 async def _on_store(path: Path, work: Callable[[LmdbStore], Coroutine[Any, Any, ResultT]]) -> ResultT:
-    existing(path)
     store = LmdbStore(path)
     await store.open()
     try:

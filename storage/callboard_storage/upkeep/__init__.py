@@ -2,6 +2,7 @@
 
 from callboard_storage.upkeep.backups import backup, restore
 from callboard_storage.upkeep.compacting import compact
+from callboard_storage.upkeep.counting import stats
 from callboard_storage.upkeep.exporting import export_session
 from callboard_storage.upkeep.importing import import_session
 from callboard_storage.upkeep.report import (
@@ -16,7 +17,6 @@ from callboard_storage.upkeep.report import (
     VerifyReport,
 )
 from callboard_storage.upkeep.retention import retain
-from callboard_storage.upkeep.counting import stats
 from callboard_storage.upkeep.verifying import verify
 
 __all__ = [

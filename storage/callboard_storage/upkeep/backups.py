@@ -56,7 +56,7 @@ def backup(
     with turns.alone(place), turns.reading(directory) as descriptor:
         _check_empty(place, {_PART, MANIFEST})
         part = place / _PART
-        arguments = {"path": str(directory), "file": str(part), "mode": 0o600}
+        arguments = {"path": str(directory), "file": str(part), "mode": 0o600, "gently": True}
         figures = child.copy_or_raise("stats", {"path": str(directory)}, inherited=(descriptor,))
         copied = child.copy_or_raise("copy", arguments, inherited=(descriptor,), progress=progress)
         manifest = {

@@ -54,7 +54,7 @@ def compact(
             staging.mkdir(mode=0o700)
             point("begun")
             _check_room(directory, child.copy_or_raise("stats", {"path": str(directory)}, inherited=(descriptor,)))
-            arguments = {"path": str(directory), "file": str(new), "mode": before.st_mode & 0o777}
+            arguments = {"path": str(directory), "file": str(new), "mode": before.st_mode & 0o777, "gently": False}
             copied = child.copy_or_raise("copy", arguments, inherited=(descriptor,), progress=progress)
             point("copied")
             rows = _compare(directory, staging, descriptor)

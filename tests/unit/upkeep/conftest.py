@@ -115,7 +115,7 @@ class Keeper:
         return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def keeper() -> Keeper:
     return Keeper()
 

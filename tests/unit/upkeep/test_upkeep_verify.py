@@ -140,9 +140,10 @@ def test_an_ended_run_in_the_index_of_unfinished_ones_is_found(filled, keeper):
 
 def test_a_record_under_a_key_of_no_session_is_found(filled, keeper):
     keeper.change(filled, "log", lambda transaction, rows: transaction.put(b"odd", rows[0][1]))
-    assert Problem(
-        table="log", key="odd", session_id=None, what="has a key that no session's record has"
-    ) in upkeep.verify(filled).problems
+    assert (
+        Problem(table="log", key="odd", session_id=None, what="has a key that no session's record has")
+        in upkeep.verify(filled).problems
+    )
 
 
 def test_a_long_list_of_problems_is_cut_and_counted(filled, keeper, monkeypatch):
@@ -191,13 +192,13 @@ def test_a_file_cut_short_is_reported_by_a_process_that_lives_on(filled, keeper,
     assert any("ended by SIG" in problem.what or "cannot be" in problem.what for problem in report.problems)
 
 
-@pytest.mark.parametrize("value", [b"\0", b"\xff", b"\x5a"])
+@pytest.mark.parametrize("value", [b"\0", b"\xff"])
 def test_overwritten_pages_are_reported_and_never_read_as_other_data(filled, keeper, value, tmp_path):
     data = big(filled, keeper)
     whole = keeper.rows(filled)["log"]
     pages = data.stat().st_size // PAGE
     reported = 0
-    for number, page in enumerate(range(2, pages, max(pages // 6, 1))):
+    for number, page in enumerate(range(2, pages, max(pages // 5, 1))):
         copy = tmp_path / f"copy-{number}"
         copy.mkdir()
         shutil.copy(data, copy / "data.mdb")

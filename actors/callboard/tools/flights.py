@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from callboard.kernel.replies import LoopFuture
-from callboard.tool_base import Tool
-from callboard.tool_context import ToolContext
+from callboard.tools.base import Tool
+from callboard.tools.context import ToolContext
 from callboard_protocol.errors import CallboardError, ToolFailedError, ToolTimeoutError
 from callboard_protocol.tools import Unknown
 

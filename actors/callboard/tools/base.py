@@ -9,12 +9,12 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar, Unpack
 
-from callboard.json_arguments import JsonArguments
 from callboard.retry import Retry
-from callboard.tool_context import ToolContext
-from callboard.tool_options import Approval, Interrupt, ToolBehaviour, apply_options, settle_options
-from callboard.tool_results import ResultContract
-from callboard.tool_schema import ArgumentsContract, check_tool_name
+from callboard.tools.context import ToolContext
+from callboard.tools.json_arguments import JsonArguments
+from callboard.tools.options import Approval, Interrupt, ToolBehaviour, apply_options, settle_options
+from callboard.tools.results import ResultContract
+from callboard.tools.schema import ArgumentsContract, check_tool_name
 from callboard_protocol.base import JsonObject
 from callboard_protocol.errors import CallboardError, NotImplementedYetError, ToolDefinitionError, ToolFailedError
 from callboard_protocol.failures import text_of

@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypedDict
 
-from callboard.tool_context import ToolContext
+from callboard.tools.context import ToolContext
 from callboard_protocol.base import JsonObject
 from callboard_protocol.errors import InvalidArgumentsError, ToolDefinitionError
 

@@ -1,0 +1,1 @@
+"""What tools are made of: how they are declared, checked, called and timed."""

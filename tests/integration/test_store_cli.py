@@ -1,0 +1,158 @@
+"""``callboard store``, as it is typed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from callboard import Agent, Runtime
+from callboard.models import ScriptedModel
+from callboard_storage import upkeep
+from callboard_storage.lmdb_store import LmdbStore
+
+
+def callboard(*arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "callboard.cli.main", "store", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == expected, done.stderr
+    return done
+
+
+def told(*arguments: object, expected: int = 0) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(callboard(*arguments, "--json", expected=expected).stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that a runtime filled: three sessions of two runs."""
+    path = tmp_path_factory.mktemp("served") / "data"
+
+    async def serve() -> None:
+        agent = Agent("agent", model=ScriptedModel(lambda _: "an answer"))
+        async with Runtime([agent], store=path) as runtime:
+            for _ in range(2):
+                for session_id in ("one", "two", "three"):
+                    await runtime.run(agent, "a question", session_id=session_id)
+
+    asyncio.run(serve())
+    return path
+
+
+@pytest.fixture
+def path(served: Path, tmp_path: Path) -> Path:
+    """A copy of it to spoil."""
+    upkeep.backup(served, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_what_a_runtime_wrote_is_sound(served):
+    report = told("verify", served)
+    assert report["problems"] == []
+    assert report["rows"]["runs"] == 6
+
+
+def test_damage_is_told_and_exits_with_1(path):
+    data = path / "data.mdb"
+    content = bytearray(data.read_bytes())
+    at = content.index(b"an answer")
+    content[at] ^= 1
+    data.write_bytes(content)
+    done = callboard("verify", path, expected=1)
+    assert "fails its checksum" in done.stdout
+    assert "1 problems" in done.stdout
+
+
+def test_a_place_without_a_store_is_one_line_and_a_hint(tmp_path):
+    for command in ("verify", "compact"):
+        done = callboard(command, tmp_path / "nowhere", expected=2)
+        assert done.stderr.startswith("callboard: ")
+        assert "holds no store [store_open]\n  hint: give a data directory" in done.stderr
+        assert done.stdout == ""
+    assert not (tmp_path / "nowhere").exists()
+    callboard("retain", tmp_path / "nowhere", "--keep", 1, expected=2)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_compact_says_what_it_gained(path):
+    done = callboard("compact", path)
+    assert "every one compared" in done.stdout
+    assert done.stderr == ""
+
+
+def test_backup_and_restore_make_the_same_store(served, tmp_path):
+    assert "a backup of" in callboard("backup", served, tmp_path / "backup").stdout
+    callboard("backup", served, tmp_path / "backup", expected=2)
+    assert "restored and verified, 3 sessions" in callboard("restore", tmp_path / "new", tmp_path / "backup").stdout
+    assert upkeep.stats(tmp_path / "new").rows == upkeep.stats(served).rows
+    refused = callboard("restore", tmp_path / "new", tmp_path / "backup", expected=2)
+    assert "is not empty" in refused.stderr
+
+
+def test_export_and_import_carry_a_session_over(served, path, tmp_path):
+    file = tmp_path / "one.jsonl"
+    assert "session one" in callboard("export", served, "one", file).stdout
+    assert callboard("export", served, "one").stdout == file.read_text(encoding="utf-8")
+    assert "already" in callboard("import", path, file, expected=2).stderr
+    assert told("import", path, file, "--as", "twin")["session_id"] == "twin"
+    assert "nothing is damaged. 4 sessions" in callboard("verify", path).stdout
+    assert "there is no session" in callboard("export", served, "nobody", tmp_path / "x", expected=2).stderr
+
+
+def test_an_imported_session_goes_on(served, tmp_path):
+    callboard("export", served, "one", tmp_path / "one.jsonl")
+    callboard("import", tmp_path / "data", tmp_path / "one.jsonl", "--as", "twin")
+
+    async def go_on() -> None:
+        seen: list[int] = []
+        agent = Agent("agent", model=ScriptedModel(lambda request: seen.append(len(request.messages)) or "more"))
+        async with Runtime([agent], store=tmp_path / "data") as runtime:
+            assert (await runtime.run(agent, "and now?", session_id="twin")).output == "more"
+            assert len(await runtime.sessions.transcript("twin")) == 6
+            assert seen[0] >= 5
+
+    asyncio.run(go_on())
+    assert upkeep.verify(tmp_path / "data").is_sound
+
+
+def test_stats_count_what_is_there(served):
+    done = callboard("stats", served)
+    assert "sessions 3" in done.stdout
+    assert "runs 6" in done.stdout
+
+
+def test_retain_removes_the_longest_untouched_and_names_them(path):
+    done = callboard("retain", path, "--keep", 1, "--dry-run")
+    assert "would remove 2 sessions" in done.stdout
+    report = told("retain", path, "--keep", 1)
+    assert report["removed"] == ["one", "two"]
+    assert upkeep.stats(path).sessions == 1
+    assert told("retain", path, "--older-than", "1d")["removed"] == []
+
+
+@pytest.mark.parametrize("options", [(), ("--older-than", "soon")])
+def test_retain_says_what_it_needs(served, options):
+    assert "hint" in callboard("retain", served, *options, expected=2).stderr
+
+
+def test_an_open_store_can_be_looked_at_and_backed_up_but_not_replaced(path, tmp_path):
+    async def while_open() -> None:
+        store = LmdbStore(path)
+        await store.open()
+        try:
+            await asyncio.to_thread(callboard, "verify", path)
+            await asyncio.to_thread(callboard, "stats", path)
+            await asyncio.to_thread(callboard, "backup", path, tmp_path / "backup")
+            await asyncio.to_thread(callboard, "export", path, "one", tmp_path / "one.jsonl")
+            for command in (("compact", path), ("retain", path, "--keep", 1)):
+                refused = await asyncio.to_thread(callboard, *command, expected=2)
+                assert "is in use by the process with pid" in refused.stderr
+        finally:
+            await store.close()
+
+    asyncio.run(while_open())

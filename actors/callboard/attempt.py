@@ -12,10 +12,11 @@ from callboard.agents import Agent
 from callboard.directory import Directory
 from callboard.entries import ended_early, moved, result_of, write_entry
 from callboard.history import Conversation
-from callboard.journal import RunJournal, Unfit
+from callboard.journal import RunJournal
 from callboard.kernel import Ref
+from callboard.lifecycle_steps import MemorySteps, lifecycle_record, state_after_last_step
 from callboard.live_run import LiveRun, SessionState
-from callboard.memory import Exchange, Memory, MemoryActor
+from callboard.memory import MemoryActor
 from callboard.model_step import feedback_for
 from callboard.plain_steps import NOT_MEANT_FOR_US, failed
 from callboard.run import RunContext
@@ -27,17 +28,12 @@ from callboard.stops import StopRun
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import (
     CloseRun,
-    InjectMemory,
-    KeepMemory,
     OpenRunAccount,
     OpenSession,
-    WriteBackMemory,
 )
 from callboard_protocol.errors import (
-    ActorError,
     AgentDefinitionError,
     CallboardError,
-    FencedError,
     InterruptedByCrashError,
     OutputValidationError,
     PoisonousRunError,
@@ -45,9 +41,9 @@ from callboard_protocol.errors import (
     StoreError,
     UnpersistableValueError,
 )
-from callboard_protocol.failures import describe, restore
+from callboard_protocol.failures import describe
 from callboard_protocol.messages import Message, render_for_model
-from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed, RunSuspended, StepCompleted
+from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed, RunSuspended
 from callboard_protocol.runs import RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import SessionCheckpoint
 from callboard_protocol.states import STOP_INPUTS, RunInput, RunState
@@ -84,25 +80,15 @@ class RunAttempt:
         self._conversation = Conversation()
         self._has_begun = False
 
-    async def perform(self) -> RunResult[Any]:  # noqa: PLR0911  (one way out for each way a run can end)
+    async def perform(self) -> RunResult[Any]:
         """Run until there is a result. Whatever goes wrong is in the result."""
         try:
             try:
                 output = await self._work()
-            except asyncio.CancelledError as error:
-                stop = self._ticket.stop
-                if stop is None:
-                    # Nobody stopped this run: its own code awaited something that was cancelled.
-                    return await self._ended("failed", error=failed(f"agent {self._agent.id!r}", error))
-                return await self._stopped(stop)
-            except StopRun as stop:
-                return await self._stopped(stop)
-            except (FencedError, StoreError) as error:
-                return self._unwritten(error)
-            except Exception as error:  # noqa: BLE001  (whatever a pattern raises is how its run ends)
-                return await self._ended("failed", error=error)
-            except (SystemExit, KeyboardInterrupt) as error:
-                return await self._ended("failed", error=error)
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001  (whatever a pattern raises is how its run ends)
+                return await self._broken_off(error)
             if self._ticket.stop is not None:
                 # The pattern swallowed the cancellation.
                 return await self._stopped(self._ticket.stop)
@@ -125,15 +111,16 @@ class RunAttempt:
         )
         began = await self._begin(run, opened)
         self._announce(run, opened)
+        memory = MemorySteps(run, self._memory)
         async with AsyncExitStack() as stack:
             run.deps = await self._open_deps(run, stack)
-            await self._inject(run, began.messages)
+            await memory.inject(began.messages[0])
             if run.instructions:
                 self._conversation.add(Message.system(run.instructions))
             for message in (*opened.transcript, *began.messages):
                 self._conversation.add(message)
             output = await self._validated(run, Scope("", self._conversation, self._watch))
-            await self._write_back(run, output)
+            await memory.write_back(output)
             return output
 
     async def _open(self, state_type: type[Any] | None) -> tuple[LiveRun, OpenedSession]:
@@ -294,101 +281,27 @@ class RunAttempt:
                 if step not in run.journal.completed:
                     told = {"retry": retry + 1, "max_validation_retries": retries, "message": str(problem)}
                     await run.complete(
-                        self._lifecycle_record(run, step, "validation", "output", value=told, messages=(feedback,))
+                        lifecycle_record(run, step, "validation", "output", value=told, messages=(feedback,))
                     )
                 self._conversation.add(feedback)
                 scope.begin_again()
         raise AssertionError("the loop above returns or raises")
 
-    # ---- memory
-
-    async def _inject(self, run: LiveRun, messages: tuple[Message, ...]) -> None:
-        memory = self._agent.memory
-        if memory is None or self._memory is None:
-            return
-        name = type(memory).__name__
-        recorded = run.journal.completed.get("/inject")
-        if recorded is None:
-            run.publish(("memory.inject.started", None, {"memory": name}))
-            started = time.monotonic()
-            texts: tuple[str, ...] = ()
-            try:
-                texts = await self._memory.ask(InjectMemory(message=messages[0]), timeout=None)
-            except (ActorError, StoreError):
-                raise
-            except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
-                self._memory_failed(run, memory, "memory.inject.failed", error)
-            recorded = await run.land(
-                self._lifecycle_record(run, "/inject", "inject", name, value=list(texts), started=started)
-            )
-            if recorded.error is not None:
-                self._memory_failed(run, memory, "memory.inject.failed", restore(recorded.error))
-        run.instructions = "\n\n".join(part for part in (run.instructions, *(recorded.value or ())) if part)
-
-    async def _write_back(self, run: LiveRun, output: Any) -> None:
-        memory = self._agent.memory
-        if memory is None or self._memory is None:
-            return
-        name = type(memory).__name__
-        if "/writeback" in run.journal.completed:
-            return
-        run.publish(("memory.writeback.started", None, {"memory": name}))
-        started = time.monotonic()
-        exchange = Exchange(
-            run.run_id, run.request.input_message().text, render_for_model(self._agent.output.dump(output))
-        )
-        entries: Any = ()
-        try:
-            entries = await self._memory.ask(WriteBackMemory(exchange=exchange), timeout=None)
-        except (ActorError, StoreError):
-            raise
-        except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
-            self._memory_failed(run, memory, "memory.writeback.failed", error)
-        record = self._lifecycle_record(run, "/writeback", "writeback", name, value=len(entries), started=started)
-        landed = await run.land(record, memory=entries)
-        if landed.error is not None:
-            self._memory_failed(run, memory, "memory.writeback.failed", restore(landed.error))
-        else:
-            self._memory.tell(KeepMemory(entries=entries))
-
-    def _memory_failed(self, run: LiveRun, memory: Memory, event: str, error: Exception) -> None:
-        run.publish(
-            (
-                event,
-                None,
-                {"memory": type(memory).__name__, "error": describe(error), "on_error": memory.on_error},
-            )
-        )
-        if memory.on_error == "fail":
-            raise error
-
-    @staticmethod
-    def _lifecycle_record(
-        run: LiveRun,
-        step: str,
-        kind: Any,
-        name: str,
-        *,
-        value: Any,
-        started: float | None = None,
-        messages: tuple[Message, ...] = (),
-    ) -> StepCompleted:
-        """A step of the runtime's own. Its identity begins with a slash, which no scope of a pattern's can."""
-        return StepCompleted(
-            run_id=run.run_id,
-            ordinal=run.journal.claim_ordinal(),
-            at=time.time(),
-            step=step,
-            kind=kind,
-            name=name,
-            value=value,
-            messages=messages,
-            duration=0.0 if started is None else time.monotonic() - started,
-            running=run.running(),
-            attempt=run.attempt,
-        )
-
     # ---- the end
+
+    async def _broken_off(self, error: BaseException) -> RunResult[Any]:
+        """End the run as what came out of its pattern says."""
+        if isinstance(error, BaseExceptionGroup):
+            # Of a task group around branches, say: what ends the run may be among what it gathered.
+            error = _first_of(error, StopRun) or _first_of(error, StoreError) or error
+        if isinstance(error, asyncio.CancelledError):
+            # Where nobody stopped this run, its own code awaited something that was cancelled.
+            error = self._ticket.stop or failed(f"agent {self._agent.id!r}", error)
+        if isinstance(error, StopRun):
+            return await self._stopped(error)
+        if isinstance(error, StoreError):
+            return self._unwritten(error)
+        return await self._ended("failed", error=error)
 
     async def _stopped(self, stop: StopRun) -> RunResult[Any]:
         if stop.stop_reason == "suspended":
@@ -454,7 +367,7 @@ class RunAttempt:
             answer = render_for_model(plain)
             if journal.last_answer is None or (self._agent.output.is_text and journal.last_answer != answer):
                 closing.append(Message.assistant(answer))
-        tail = self._state_after_last_step(run, ordinal) if stop_reason == "completed" else ()
+        tail = state_after_last_step(run, ordinal) if stop_reason == "completed" else ()
         record = trusted(
             RunEnded,
             run_id=run.run_id,
@@ -484,29 +397,6 @@ class RunAttempt:
         await journal.append(*tail, record, run=entry, checkpoint=checkpoint)
         ticket.entry = entry
         return result_of(entry, record, tuple(journal.artifacts), output)
-
-    @staticmethod
-    def _state_after_last_step(run: LiveRun, ordinal: int) -> tuple[StepCompleted, ...]:
-        """What the pattern changed in the session's state when no step was left to carry it."""
-        changed, state = run.state.changed()
-        if not changed:
-            return ()
-        if isinstance(state, Unfit):
-            raise state.problem
-        return (
-            StepCompleted(
-                run_id=run.run_id,
-                ordinal=ordinal,
-                at=time.time(),
-                step="/state",
-                kind="step",
-                name="state",
-                state=state,
-                state_changed=True,
-                running=run.running(),
-                attempt=run.attempt,
-            ),
-        )
 
     async def _suspended(self, stop: StopRun) -> RunResult[Any]:
         run, ticket = self._run, self._ticket
@@ -555,3 +445,12 @@ class RunAttempt:
             pending=ticket.entry.pending,
             metadata=ticket.request.metadata,
         )
+
+
+def _first_of(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException | None:
+    """The first exception of a kind in a group, however deep."""
+    for error in group.exceptions:
+        found = _first_of(error, kind) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, kind):
+            return found
+    return None

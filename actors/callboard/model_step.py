@@ -227,10 +227,14 @@ async def _ask(
     if response is None:
         assert record.error is not None
         raise restore(record.error) from error
-    if response.usage.cost_usd is None and run.budget.max_cost_usd is not None:
-        run.warn_once("budget.cost_skipped", model=response.model or model.name)
+    _warn_of_price(run, response)
     conversation.add(response.as_message())
     return response
+
+
+def _warn_of_price(run: LiveRun, response: ModelResponse[Any]) -> None:
+    if response.usage.cost_usd is None and run.budget.max_cost_usd is not None:
+        run.warn_once("budget.cost_skipped", model=response.model or run.model_name)
 
 
 def _identified(response: ModelResponse[Any], step: str) -> ModelResponse[Any]:

@@ -185,7 +185,7 @@ async def test_on_busy_reject_refuses_a_run_while_its_session_has_another(place:
 
 
 @pytest.mark.semantics("S7")
-async def test_a_session_has_one_run_at_a_time_in_the_order_they_were_submitted(place: Any, until: Any) -> None:
+async def test_a_session_has_one_run_at_a_time_in_the_order_they_were_submitted(place: Any) -> None:
     at_work: list[str] = []
     most = 0
 
@@ -233,7 +233,7 @@ async def test_runs_of_different_sessions_go_side_by_side_up_to_the_limit_and_th
 
 
 @pytest.mark.semantics("S9")
-def test_the_order_of_runs_survives_a_crash(place: Any, die: Any, until: Any) -> None:
+def test_the_order_of_runs_survives_a_crash(place: Any, die: Any) -> None:
     async def pattern(ctx: RunContext[Any]) -> str:
         if ctx.run_id == "r0" and ctx.attempt == 1:
             await asyncio.Event().wait()
@@ -288,7 +288,7 @@ async def pay() -> str:
 
 
 @pytest.mark.semantics("S11")
-async def test_a_suspended_run_holds_no_slot_and_keeps_its_session(place: Any, until: Any) -> None:
+async def test_a_suspended_run_holds_no_slot_and_keeps_its_session(place: Any) -> None:
     payer = Agent("payer", model=ScriptedModel([ToolCall(name="pay"), "done"]), tools=[pay])
     agent = echo()
     async with place.runtime(payer, agent, limits=RuntimeLimits(max_concurrent_runs=1)) as runtime:
@@ -360,7 +360,7 @@ async def test_past_the_limit_idle_sessions_are_parked_and_go_on_as_if_never_par
 
 
 @pytest.mark.semantics("S15")
-async def test_release_and_delete_take_idle_sessions_only(place: Any, until: Any) -> None:
+async def test_release_and_delete_take_idle_sessions_only(place: Any) -> None:
     gate, agent = gated()
     async with place.runtime(agent) as runtime:
         handle = await runtime.submit(agent, "go", session_id="s")

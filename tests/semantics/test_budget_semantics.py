@@ -97,7 +97,7 @@ async def test_no_more_model_calls_are_made_than_max_steps(place: Any, shape: st
 
 
 @pytest.mark.semantics("B2")
-@pytest.mark.parametrize("shape", ["in turn", "side by side", "one batch"])
+@pytest.mark.parametrize("shape", ["in turn", "side by side", "one batch", "in a task group"])
 async def test_no_more_tool_calls_are_made_than_max_tool_calls(place: Any, shape: str) -> None:
     @tool(idempotent=True)
     async def act(n: int) -> int:
@@ -111,6 +111,10 @@ async def test_no_more_tool_calls_are_made_than_max_tool_calls(place: Any, shape
     async def pattern(ctx: RunContext[Any]) -> str:
         if shape == "side by side":
             await ctx.map(call, BRANCHES)
+        elif shape == "in a task group":
+            async with asyncio.TaskGroup() as group:
+                for name, n in BRANCHES.items():
+                    group.create_task(call(ctx.branch(name), n))
         elif shape == "one batch":
             await ctx.call_tools([ToolCall(name="act", arguments={"n": n}, id=str(n)) for n in range(20)])
         while True:
@@ -170,7 +174,7 @@ async def test_a_model_call_that_does_not_fit_is_told_to_write_less_or_is_not_ma
 
 
 @pytest.mark.semantics("B5")
-async def test_a_reservation_waits_for_those_beside_it_and_a_cancelled_one_takes_nothing(place: Any, until: Any) -> None:
+async def test_a_reservation_waits_for_those_beside_it_and_a_cancelled_one_takes_nothing(place: Any) -> None:
     at_work = 0
     most = 0
     hanging = asyncio.Event()
@@ -436,10 +440,40 @@ async def test_cancel_stops_a_run_in_mid_step_and_returns_once_it_has(place: Any
         assert (await runtime.run(agent, "next", session_id="s")).output == "done"
 
 
+@pytest.mark.parametrize("stop_reason", ["suspended", "cancelled", "failed"])
+async def test_what_stops_a_run_inside_a_task_group_stops_it_as_anywhere(place: Any, stop_reason: str) -> None:
+    begun = asyncio.Event()
+
+    @tool(read_only=True)
+    async def hang() -> str:
+        """Hang."""
+        begun.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.branch("a").call_tool("hang"))
+            if stop_reason == "suspended":
+                group.create_task(ctx.branch("b").call_tool("pay"))
+            elif stop_reason == "failed":
+                group.create_task(ctx.branch("b").call_tool("nowhere"))
+        return "never"
+
+    agent = Agent("worker", pattern=pattern, tools=[hang, pay])
+    async with place.runtime(agent) as runtime:
+        handle = await runtime.submit(agent, "x", run_id="r", session_id="s")
+        if stop_reason == "cancelled":
+            await begun.wait()
+            await handle.cancel()
+        assert (await handle.result()).stop_reason == stop_reason
+        assert (await runtime.runs.get("r")).state == stop_reason
+
+
 @pytest.mark.semantics("B14")
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_run_cancelled_before_it_began_never_begins(place: Any, turns: int) -> None:
-    begun, agent = hanging(place)
+    _, agent = hanging(place)
 
     async def note(ctx: RunContext[Any]) -> str:
         place.note(ctx.run_id)

@@ -52,7 +52,7 @@ def test_a_start_carries_every_unfinished_run_on_unless_told_not_to(place: Any, 
     async def leave_four(runtime: Any) -> None:
         await runtime.run(agent, "end", run_id="ended")
         for n in range(4):
-            await runtime.submit(agent, "stay", run_id=f"r{n}", session_id=f"s{n % 2}")
+            await runtime.submit(agent, "stay" if n < 2 else "go", run_id=f"r{n}", session_id=f"s{n % 2}")
         die()
 
     async def leave_alone(runtime: Any) -> None:
@@ -68,6 +68,7 @@ def test_a_start_carries_every_unfinished_run_on_unless_told_not_to(place: Any, 
 
     place.live_until_killed([agent], leave_four)
     begun = place.noted
+    assert set(begun) <= {"ended", "r0", "r1"}
     place.live([agent], leave_alone, recover=False)
     assert place.noted == begun
     place.live([agent], carry_on)
@@ -131,9 +132,7 @@ def test_the_result_of_a_run_is_there_in_any_later_process(place: Any, die: Any)
 
 
 @pytest.mark.semantics("R4")
-async def test_closing_stops_runs_at_their_last_completed_step_and_the_next_start_carries_them_on(
-    place: Any, until: Any
-) -> None:
+async def test_closing_stops_runs_at_their_last_completed_step_and_the_next_start_carries_them_on(place: Any) -> None:
     async def pattern(ctx: RunContext[Any]) -> str:
         await ctx.step("act", note_it)
         if ctx.attempt < 4:
@@ -201,7 +200,6 @@ def test_on_crash_fail_fails_what_was_in_flight_and_carries_on_what_waited(place
     agent = Agent("worker", pattern=pattern, model=ScriptedModel([ToolCall(name="pay", arguments={"amount": 1})]))
 
     async def start(runtime: Any) -> None:
-        await runtime.submit(agent, "wait", run_id="second", session_id="s", on_crash="fail") if False else None
         first = asyncio.ensure_future(runtime.run(agent, "die", run_id="first", session_id="s", on_crash="fail"))
         await asyncio.sleep(0)
         await runtime.submit(agent, "wait", run_id="second", session_id="s", on_crash="fail")
@@ -325,7 +323,7 @@ def _find(run_id: str) -> Any:
 
 
 @pytest.mark.semantics("R9")
-def test_a_parked_run_that_had_begun_keeps_its_session(place: Any, die: Any, until: Any) -> None:
+def test_a_parked_run_that_had_begun_keeps_its_session(place: Any, die: Any) -> None:
     def think(request: ModelRequest) -> str:
         return f"about {request.messages[-1].text}"
 

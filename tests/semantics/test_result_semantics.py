@@ -93,7 +93,7 @@ async def test_the_output_has_the_agents_type_here_and_elsewhere(
 
 
 class Vault(BaseModel):
-    password: str = "hunter2"
+    password: str = "hunter2"  # noqa: S105  (a secret for the snapshot to leave out)
     opened: int = 0
 
 
@@ -132,16 +132,16 @@ async def test_an_output_that_cannot_be_stored_fails_the_run_and_nothing_else(pl
     async def pattern(ctx: RunContext[Any]) -> Any:
         if ctx.input_text == "bad":
             return object()
-        return "lone \ud800" if ctx.input_text == "lone" else "fine"
+        return {"lone": "lone \ud800", "number": 7}.get(ctx.input_text, "fine")
 
     anything = Agent("anything", pattern=pattern, output_type=object)
     text = Agent("text", pattern=pattern)
     async with place.runtime(anything, text) as runtime:
-        for agent, said in ((anything, "bad"), (text, "lone")):
+        for agent, said, good, output in ((anything, "bad", "number", 7), (text, "lone", "text", "fine")):
             result = await runtime.run(agent, said, run_id=said, session_id="s")
             assert (result.stop_reason, result.error_details.code) == ("failed", "unpersistable_value")
             assert (await runtime.runs.get(said)).state == RunState.FAILED
-            assert (await runtime.run(agent, "good", session_id="s")).output == "fine"
+            assert (await runtime.run(agent, good, session_id="s")).output == output
         log = await place.log("s")
         assert [record.stop_reason for record in log if isinstance(record, RunEnded)] == ["failed", "completed"] * 2
 
@@ -292,7 +292,7 @@ class Announcing(LmdbStore):
 
 @pytest.mark.semantics("E8")
 @pytest.mark.parametrize("how", ["completes", "is resumed", "is cancelled"])
-def test_sequences_of_a_run_have_no_gaps(place: Any, die: Any, killed_by_commit: Any, how: str) -> None:
+def test_sequences_of_a_run_have_no_gaps(place: Any, killed_by_commit: Any, how: str) -> None:
     agent = busy(place)
 
     async def follow(runtime: Any, start: Any) -> list[int]:
@@ -361,7 +361,7 @@ async def test_a_stream_sees_its_own_run_from_the_first_event_to_the_last(place:
 
 
 @pytest.mark.semantics("E10")
-def test_events_of_a_run_are_told_again_in_any_process_and_each_once(place: Any, die: Any) -> None:
+def test_events_of_a_run_are_told_again_in_any_process_and_each_once(place: Any) -> None:
     half_way, gate = asyncio.Event(), asyncio.Event()
 
     async def pattern(ctx: RunContext[Any]) -> str:
@@ -383,7 +383,7 @@ def test_events_of_a_run_are_told_again_in_any_process_and_each_once(place: Any,
             told.append(event)
             if event.name == "my.event" and event.payload == {"n": 4}:
                 gate.set()
-        assert told[-1].name == "run.completed"
+        assert [event.name for event in told if event.sequence is not None][-1] == "run.completed"
         with pytest.raises(UnknownRunError):
             await anext(runtime.events("nobody"))
         return told
@@ -463,4 +463,4 @@ async def test_a_users_event_may_not_be_named_like_a_built_in_one(place: Any) ->
             ("0", "mytool.event"),
             ("1", "event"),
         ]
-    assert [type(record) for record in await place.log("s")][0] is RunBegan
+    assert isinstance((await place.log("s"))[0], RunBegan)

@@ -170,7 +170,7 @@ def test_killed_over_any_commit_a_run_comes_to_the_same_result(place: Any, kille
 
 
 @pytest.mark.semantics("D4")
-async def test_a_second_step_in_flight_in_one_scope_is_refused_and_the_first_goes_on(place: Any, until: Any) -> None:
+async def test_a_second_step_in_flight_in_one_scope_is_refused_and_the_first_goes_on(place: Any) -> None:
     begun, gate = asyncio.Event(), asyncio.Event()
 
     async def slow() -> str:
@@ -181,7 +181,7 @@ async def test_a_second_step_in_flight_in_one_scope_is_refused_and_the_first_goe
     async def pattern(ctx: RunContext[Any]) -> str:
         first = asyncio.ensure_future(ctx.step("slow", slow))
         await begun.wait()
-        for second in (lambda: ctx.generate(), lambda: ctx.step("more", slow), lambda: ctx.emit("my.event")):
+        for second in (ctx.generate, lambda: ctx.step("more", slow), lambda: ctx.emit("my.event")):
             with pytest.raises(ConcurrentStepError, match=r"ctx\.branch\(name\) or ctx\.map") as refused:
                 await second()
             assert "slow" in refused.value.message
@@ -243,9 +243,6 @@ def test_a_resumed_run_takes_every_recorded_step_from_its_record(place: Any, die
 
 @pytest.mark.semantics("D6")
 def test_replay_starts_from_what_the_session_held_when_the_run_began(place: Any, die: Any) -> None:
-    async def raise_to(state: Tally, count: int) -> None:
-        state.count = count
-
     async def pattern(ctx: RunContext[Any]) -> str:
         place.note(f"{ctx.input_text} began with {ctx.state.count} and {[m.text for m in ctx.transcript]}")
         ctx.state.count += 5
@@ -480,9 +477,7 @@ def test_a_run_in_flight_goes_on_under_an_agent_in_which_nearly_all_differs(plac
     )
     place.live_until_killed([before], lambda runtime: runtime.run(before, "x", run_id="r", session_id="s"))
     result = place.carry_on([after], "r")
-    assert result.output == (
-        "['nothing in the cellar', 'was here', 'was here', 'something in the attic'] Be thorough."
-    )
+    assert result.output == ("['nothing in the cellar', 'was here', 'was here', 'something in the attic'] Be thorough.")
 
 
 # ---- calls that act
@@ -858,7 +853,7 @@ async def test_calls_that_are_not_concurrency_safe_never_overlap_each_other(plac
 
 @pytest.mark.semantics("D22")
 @pytest.mark.parametrize("ends", ["completed", "failed", "cancelled", "max_steps", "asked again"])
-async def test_no_call_stays_unanswered(place: Any, until: Any, ends: str) -> None:
+async def test_no_call_stays_unanswered(place: Any, ends: str) -> None:
     begun = asyncio.Event()
 
     @tool(read_only=True)
@@ -1017,9 +1012,7 @@ def test_the_result_of_a_step_passes_through_its_annotation_live_and_on_replay(p
     assert place.carry_on([agent], "r").output == "done"
     live, _, replayed, _ = place.noted
     assert live == replayed
-    assert live == (
-        "[Plan(due=datetime.date(2026, 5, 1), parts=('a', 'b')), {1: {'one'}}, 7, ['a', {'b': [1, 2]}]]"
-    )
+    assert live == ("[Plan(due=datetime.date(2026, 5, 1), parts=('a', 'b')), {1: {'one'}}, 7, ['a', {'b': [1, 2]}]]")
 
 
 @pytest.mark.semantics("D26")
@@ -1291,10 +1284,9 @@ async def test_on_error_says_whether_a_run_outlives_its_memory(
             return {}
 
     agent = Agent("worker", model=ScriptedModel(["fine"]), memory=Broken(on_error=on_error))
-    async with place.runtime(agent) as runtime:
-        async with runtime.stream(agent, "x") as stream:
-            names = [event.name async for event in stream]
-            result = await stream.result()
+    async with place.runtime(agent) as runtime, runtime.stream(agent, "x") as stream:
+        names = [event.name async for event in stream]
+        result = await stream.result()
     assert f"memory.{when}.failed" in names
     assert result.stop_reason == ("completed" if on_error == "continue" else "failed")
 

@@ -1,0 +1,142 @@
+"""The steps a run takes by itself, around its pattern: memory in, memory out, what is left of the state."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from callboard.journal import Unfit
+from callboard.kernel import Ref
+from callboard.live_run import LiveRun
+from callboard.memory import Exchange, Memory, MemoryActor
+from callboard_protocol.commands import InjectMemory, KeepMemory, WriteBackMemory
+from callboard_protocol.errors import ActorError, StoreError
+from callboard_protocol.failures import describe, restore
+from callboard_protocol.messages import Message, render_for_model
+from callboard_protocol.records import StepCompleted
+
+
+class MemorySteps:
+    """What a run asks of its session's memory; each answer is a step, so that a replay asks nothing again.
+
+    Args:
+        run: the run.
+        actor: the session's memory actor; None where the agent has no memory.
+    """
+
+    def __init__(self, run: LiveRun, actor: Ref[MemoryActor] | None) -> None:
+        self._run = run
+        self._actor = actor
+
+    async def inject(self, message: Message) -> None:
+        """Put what the memory has to say into the run's instructions."""
+        run = self._run
+        memory = run.agent.memory
+        if memory is None or self._actor is None:
+            return
+        name = type(memory).__name__
+        recorded = run.journal.completed.get("/inject")
+        if recorded is None:
+            run.publish(("memory.inject.started", None, {"memory": name}))
+            started = time.monotonic()
+            texts: tuple[str, ...] = ()
+            try:
+                texts = await self._actor.ask(InjectMemory(message=message), timeout=None)
+            except (ActorError, StoreError):
+                raise
+            except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
+                self._failed(memory, "memory.inject.failed", error)
+            recorded = await run.land(
+                lifecycle_record(run, "/inject", "inject", name, value=list(texts), started=started)
+            )
+            if recorded.error is not None:
+                self._failed(memory, "memory.inject.failed", restore(recorded.error))
+        run.instructions = "\n\n".join(part for part in (run.instructions, *(recorded.value or ())) if part)
+
+    async def write_back(self, output: Any) -> None:
+        """Let the memory keep what it wants of the run, in the transaction of the step that says so."""
+        run = self._run
+        memory = run.agent.memory
+        if memory is None or self._actor is None:
+            return
+        name = type(memory).__name__
+        if "/writeback" in run.journal.completed:
+            return
+        run.publish(("memory.writeback.started", None, {"memory": name}))
+        started = time.monotonic()
+        exchange = Exchange(
+            run.run_id, run.request.input_message().text, render_for_model(run.agent.output.dump(output))
+        )
+        entries: Any = ()
+        try:
+            entries = await self._actor.ask(WriteBackMemory(exchange=exchange), timeout=None)
+        except (ActorError, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
+            self._failed(memory, "memory.writeback.failed", error)
+        record = lifecycle_record(run, "/writeback", "writeback", name, value=len(entries), started=started)
+        landed = await run.land(record, memory=entries)
+        if landed.error is not None:
+            self._failed(memory, "memory.writeback.failed", restore(landed.error))
+        else:
+            self._actor.tell(KeepMemory(entries=entries))
+
+    def _failed(self, memory: Memory, event: str, error: Exception) -> None:
+        self._run.publish(
+            (
+                event,
+                None,
+                {"memory": type(memory).__name__, "error": describe(error), "on_error": memory.on_error},
+            )
+        )
+        if memory.on_error == "fail":
+            raise error
+
+
+def lifecycle_record(
+    run: LiveRun,
+    step: str,
+    kind: Any,
+    name: str,
+    *,
+    value: Any,
+    started: float | None = None,
+    messages: tuple[Message, ...] = (),
+) -> StepCompleted:
+    """A step of the runtime's own. Its identity begins with a slash, which no scope of a pattern's can."""
+    return StepCompleted(
+        run_id=run.run_id,
+        ordinal=run.journal.claim_ordinal(),
+        at=time.time(),
+        step=step,
+        kind=kind,
+        name=name,
+        value=value,
+        messages=messages,
+        duration=0.0 if started is None else time.monotonic() - started,
+        running=run.running(),
+        attempt=run.attempt,
+    )
+
+
+def state_after_last_step(run: LiveRun, ordinal: int) -> tuple[StepCompleted, ...]:
+    """What the pattern changed in the session's state when no step was left to carry it."""
+    changed, state = run.state.changed()
+    if not changed:
+        return ()
+    if isinstance(state, Unfit):
+        raise state.problem
+    return (
+        StepCompleted(
+            run_id=run.run_id,
+            ordinal=ordinal,
+            at=time.time(),
+            step="/state",
+            kind="step",
+            name="state",
+            state=state,
+            state_changed=True,
+            running=run.running(),
+            attempt=run.attempt,
+        ),
+    )

@@ -1,0 +1,324 @@
+"""One tool call, from its arguments to its record: approval, budget, intent, dispatch, doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from typing import Any
+
+from callboard.live_run import IDEMPOTENCY_WARNING, LiveRun
+from callboard.scopes import Scope
+from callboard.stops import StopRun
+from callboard.tool import Tool
+from callboard.tools.context import ToolContext
+from callboard.tools.flights import ToolOutcome
+from callboard_protocol.amounts import Amount
+from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
+from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import (
+    CallboardError,
+    CallInDoubtError,
+    ToolDeniedError,
+    ToolTimeoutError,
+    UnknownToolError,
+    UnpersistableValueError,
+)
+from callboard_protocol.failures import describe
+from callboard_protocol.records import IntentRecorded, StepCompleted
+from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Reconciliation
+from callboard_protocol.trusted import trusted
+
+_ONE_CALL = Amount(tool_calls=1)
+
+
+async def perform_call(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    name: str,
+    raw_arguments: dict[str, Any],
+    tool_call_id: str | None,
+) -> StepCompleted:
+    """One call from its arguments to its record, through approval, intent and doubt."""
+    fit = fingerprint(raw_arguments)
+    recorded = run.journal.recorded(step, "tool", name, fit)
+    if recorded is not None:
+        run.state.apply(recorded)
+        return recorded
+    call = OpenCall(run, scope, step, name, raw_arguments, fit, tool_call_id)
+    try:
+        tool = _find(run, name)
+        arguments = tool.validate(raw_arguments)
+    except CallboardError as problem:
+        return await call.completed(None, problem)
+    return await call.make(tool, arguments)
+
+
+def _find(run: LiveRun, name: str) -> Tool[Any]:
+    tool = run.agent.tools.get(name)
+    if tool is None:
+        # A model reads the message alone, so the nearest name is part of it.
+        near = difflib.get_close_matches(name, run.agent.tools, n=1)
+        raise UnknownToolError(
+            f"there is no tool {name!r}{f'; did you mean {near[0]!r}?' if near else ''}",
+            hint=f"agent {run.agent.id!r} has: {', '.join(run.agent.tools) or 'no tools'}",
+        )
+    return tool
+
+
+class OpenCall:
+    """One tool call that has no outcome yet."""
+
+    def __init__(
+        self,
+        run: LiveRun,
+        scope: Scope,
+        step: str,
+        name: str,
+        raw_arguments: dict[str, Any],
+        fit: bytes,
+        tool_call_id: str | None,
+    ) -> None:
+        self.run = run
+        self.scope = scope
+        self.step = step
+        self.name = name
+        self.raw_arguments = raw_arguments
+        self.fit = fit
+        self.tool_call_id = tool_call_id
+        self.intended: int | None = None
+        self.started = time.monotonic()
+
+    @property
+    def call_id(self) -> str:
+        """The call, the same at every attempt: its id and its idempotency key."""
+        return f"{self.run.run_id}:{self.step}"
+
+    async def make(self, tool: Tool[Any], arguments: dict[str, Any]) -> StepCompleted:
+        """Make it, or settle it if an earlier attempt began it; the outcome is on disk when this returns.
+
+        Args:
+            tool: what is called.
+            arguments: validated.
+
+        Raises:
+            StopRun: someone must decide first, the budget has no room, or the run fails over it.
+            UnpersistableValueError: what the tool returned cannot be stored.
+        """
+        run = self.run
+        intent = run.journal.intents.get(self.step)
+        attempt = 1
+        if intent is not None and not tool.specification.may_be_repeated:
+            settled = await self._resolve(tool, arguments, "crash")
+            if settled is not None:
+                return settled
+            attempt = intent.attempt + 1
+        else:
+            try:
+                refused = self._approve(tool) if tool.requires_approval(arguments) else None
+            except CallboardError as problem:
+                refused = problem
+            if refused is not None:
+                return await self.completed(None, refused)
+        while True:
+            await run.spend(_ONE_CALL)
+            try:
+                outcome = await self._dispatch(tool, arguments, attempt)
+            except UnpersistableValueError as problem:
+                # Only the intent is written there: its arguments cannot be stored, so the call was not made.
+                return await self.completed(None, problem, ordinal=self.intended)
+            error = outcome.error
+            if isinstance(error, ToolTimeoutError) and run.request.durable and not tool.specification.may_be_repeated:
+                settled = await self._resolve(tool, arguments, "timeout")
+                if settled is not None:
+                    return settled
+                attempt += 1
+                continue
+            value = None
+            if error is None:
+                try:
+                    value = tool.dump_result(outcome.value)
+                except UnpersistableValueError as problem:
+                    return await self.completed(None, problem)
+            return await self.completed(value, error)
+
+    async def _dispatch(self, tool: Tool[Any], arguments: dict[str, Any], attempt: int) -> ToolOutcome:
+        run = self.run
+        if run.request.durable and not tool.specification.may_be_repeated:
+            run.warn_once(IDEMPOTENCY_WARNING, tool=self.name)
+            await self._intend(attempt)
+        if run.is_watched:
+            live = {"step": self.step, "call_id": self.call_id, "tool": self.name, "arguments": arguments}
+            run.publish(("tool.called", None, live))
+        state = run.state.value
+        context: ToolContext[Any] = ToolContext(
+            deps=run.deps,
+            run_id=run.run_id,
+            session_id=run.session_id,
+            agent_id=run.agent.id,
+            call_id=self.call_id,
+            attempt=attempt,
+            state=state,
+            publish=self._progress,
+        )
+        try:
+            outcome: ToolOutcome = await run.directory.executor.ask(
+                trusted(CallTool, tool=tool, arguments=arguments, context=context), timeout=None
+            )
+        except asyncio.CancelledError:
+            run.directory.executor.tell(CancelCall(call_id=self.call_id, reason="the run was stopped"))
+            raise
+        if context.state is not state:
+            # A call beside this one may have put a new state in place; only this one's own goes there.
+            run.state.value = context.state
+        return outcome
+
+    def _progress(self, event: str, fields: dict[str, Any]) -> None:
+        if self.run.is_watched:
+            live = {"step": self.step, "call_id": self.call_id, "tool": self.name}
+            self.run.publish((event, None, {**live, **fields}))
+
+    async def _intend(self, attempt: int) -> None:
+        run = self.run
+        self.intended = run.journal.claim_ordinal()
+        intent = IntentRecorded(
+            run_id=run.run_id,
+            ordinal=self.intended,
+            at=time.time(),
+            step=self.step,
+            tool=self.name,
+            arguments=self.raw_arguments,
+            arguments_digest=self.fit,
+            tool_call_id=self.tool_call_id,
+            attempt=attempt,
+            clock=self.scope.clock,
+        )
+        await run.journal.append(intent)
+        run.journal.intents[self.step] = intent
+
+    # ---- approval
+
+    def _approve(self, tool: Tool[Any]) -> CallboardError | None:
+        """None to go ahead, the refusal otherwise.
+
+        Raises:
+            StopRun: nobody has decided yet: the run is suspended.
+        """
+        decision = self._decided() or self._in_advance()
+        if isinstance(decision, Allow):
+            return None
+        if isinstance(decision, Deny):
+            return ToolDeniedError(f"the call of {tool.name!r} was denied: {decision.reason or 'no reason given'}")
+        if not self.run.request.durable:
+            return ToolDeniedError(
+                f"the call of {tool.name!r} needs an approval, and a run that is not durable cannot wait for one"
+            )
+        raise StopRun("suspended", pending=(self._pending("approval", f"{tool.name!r} needs an approval"),))
+
+    def _decided(self) -> Decision | None:
+        made = self.run.journal.decisions.get(self.step)
+        return None if made is None or made.arguments_digest != self.fit else made.decision
+
+    def _in_advance(self) -> Decision | None:
+        approvals = self.run.request.approvals
+        return approvals.get(self.call_id) or approvals.get(self.name) or approvals.get("*")
+
+    def _pending(self, reason: Any, message: str) -> PendingCall:
+        return PendingCall(
+            reason=reason,
+            call_id=self.call_id,
+            tool=self.name,
+            arguments=self.raw_arguments,
+            arguments_digest=self.fit.hex(),
+            message=message,
+        )
+
+    # ---- doubt
+
+    async def _resolve(self, tool: Tool[Any], arguments: dict[str, Any], cause: str) -> StepCompleted | None:
+        """The outcome of a call nobody knows the end of; None if it is to be made again.
+
+        Raises:
+            StopRun: someone has to decide, or the run fails over it.
+        """
+        run = self.run
+        verdict = self._decided() or await self._reconcile(tool, arguments)
+        if isinstance(verdict, Happened):
+            return await self.completed(tool.dump_result(verdict.result), None)
+        if isinstance(verdict, NotHappened | Allow):
+            return None
+        doubt = CallInDoubtError(
+            f"the call of {self.name!r} ({self.call_id}) began, and a {cause} hid whether it took effect"
+        )
+        if isinstance(verdict, Deny):
+            return await self.completed(None, doubt)
+        policy = tool.specification.on_in_doubt or run.agent.on_in_doubt
+        run.publish(
+            (
+                "tool.in_doubt",
+                None,
+                {
+                    "call_id": self.call_id,
+                    "tool": self.name,
+                    "arguments": self.raw_arguments,
+                    "arguments_digest": self.fit.hex(),
+                    "cause": cause,
+                    "on_in_doubt": policy,
+                },
+            )
+        )
+        if policy == "tell":
+            return await self.completed(None, doubt)
+        if policy == "retry":
+            return None
+        if policy == "fail":
+            raise StopRun("failed", doubt)
+        raise StopRun("suspended", pending=(self._pending("in_doubt", doubt.message),))
+
+    async def _reconcile(self, tool: Tool[Any], arguments: dict[str, Any]) -> Reconciliation | None:
+        if not tool.can_reconcile:
+            return None
+        run = self.run
+        context: ToolContext[Any] = ToolContext(
+            deps=run.deps,
+            run_id=run.run_id,
+            session_id=run.session_id,
+            agent_id=run.agent.id,
+            call_id=self.call_id,
+            attempt=run.attempt,
+            state=run.state.value,
+            publish=self._progress,
+        )
+        verdict: Reconciliation = await run.directory.executor.ask(
+            ReconcileCall(tool=tool, arguments=arguments, context=context), timeout=None
+        )
+        return verdict
+
+    # ---- the outcome
+
+    async def completed(self, value: Any, error: CallboardError | None, *, ordinal: int | None = None) -> StepCompleted:
+        """Record the outcome: what the tool returned as plain data, or why there is nothing."""
+        run = self.run
+        changed, state = run.state.changed()
+        record = trusted(
+            StepCompleted,
+            run_id=run.run_id,
+            ordinal=run.journal.claim_ordinal() if ordinal is None else ordinal,
+            at=time.time(),
+            step=self.step,
+            kind="tool",
+            name=self.name,
+            fit=self.fit,
+            value=value,
+            error=None if error is None else describe(error),
+            tool_call_id=self.tool_call_id,
+            in_transcript=self.scope.is_root and self.tool_call_id is not None,
+            state=state,
+            state_changed=changed,
+            clock=self.scope.clock,
+            duration=time.monotonic() - self.started,
+            running=run.running(),
+            attempt=run.attempt,
+        )
+        return await run.land(record)

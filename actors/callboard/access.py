@@ -58,6 +58,8 @@ class Agents:
         Raises:
             DuplicateAgentError: another agent has its id.
         """
+        if self.directory is not None:
+            self.directory.system.place.require_process("the runtime")
         self._add(agent)
         if self.directory is not None:
             self.directory.supervisor.tell(AdoptAgent(agent=agent))

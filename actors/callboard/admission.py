@@ -28,7 +28,7 @@ class Admission:
         self._lines: dict[str, _Line] = {}
         self._first_in_line: list[tuple[int, str, str]] = []
         self._returning: deque[str] = deque()
-        self._withdrawn: set[str] = set()
+
         self.queued = 0
 
     @property
@@ -64,7 +64,6 @@ class Admission:
                 del line.waiting[place]
                 self.queued -= 1
                 if place == 0 and line.holder is None:
-                    self._withdrawn.add(run_id)
                     self._advance(line, session_id)
                 return True
         return False
@@ -80,11 +79,11 @@ class Admission:
             self._free -= 1
             return self._returning.popleft()
         while self._first_in_line:
-            _, run_id, session_id = heapq.heappop(self._first_in_line)
-            if run_id in self._withdrawn:
-                self._withdrawn.discard(run_id)
+            order, run_id, session_id = heapq.heappop(self._first_in_line)
+            line = self._lines.get(session_id)
+            if line is None or line.holder is not None or not line.waiting or line.waiting[0] != (order, run_id):
+                # It was first in its line once: it was withdrawn since, or holds its session without a slot.
                 continue
-            line = self._lines[session_id]
             line.waiting.popleft()
             line.holder = run_id
             self._free -= 1
@@ -99,8 +98,6 @@ class Admission:
         if place is not None:
             del line.waiting[place]
             self.queued -= 1
-            if place == 0 and line.holder is None:
-                self._withdrawn.add(run_id)
         line.holder = run_id
 
     def requeue(self, order: int, run_id: str, session_id: str) -> None:

@@ -31,7 +31,7 @@ class SlidingWindow:
     """The last messages only; a window never begins with the answer to a call it does not show.
 
     Args:
-        size: how many messages, at most.
+        size: how many messages, at most; more only where the answers to one turn's calls are more by themselves.
 
     Raises:
         UsageError: `size` is under 1.
@@ -48,6 +48,11 @@ class SlidingWindow:
         start = max(len(instructions), len(messages) - self.size)
         while start < len(messages) and messages[start].role == "tool":
             start += 1
+        if start == len(messages):
+            # Nothing but answers: without the turn that asked for them the model would see nothing at all.
+            while start > len(instructions) and messages[start - 1].role == "tool":
+                start -= 1
+            start = max(len(instructions), start - 1)
         return [*instructions, *messages[start:]]
 
 

@@ -86,6 +86,7 @@ class Runtime:
         self._system: ActorSystem | None = None
         self._directory: Directory | None = None
         self._recovering: asyncio.Task[int] | None = None
+        self._is_starting = False
 
     # ---- its life
 
@@ -105,10 +106,14 @@ class Runtime:
             StoreOpenError: the directory cannot be opened; the error says what to do.
             UsageError: it is open already.
         """
-        if self._system is not None:
+        if self._system is not None or self._is_starting:
             raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
         store = open_store(self._location)
-        await store.open()
+        self._is_starting = True
+        try:
+            await store.open()
+        finally:
+            self._is_starting = False
         system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
         watchers = Watchers()
         directory = Directory(system, store, watchers)

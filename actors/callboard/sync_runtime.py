@@ -146,9 +146,15 @@ class SyncRuntime:
             raise
 
     def close(self) -> None:
-        """Close the runtime and end its thread. Closing twice is harmless."""
+        """Close the runtime and end its thread. Closing twice is harmless.
+
+        Raises:
+            WouldDeadlockError: called on that thread; it stays open.
+            ForkedError: it was opened by the parent of this process, and is still the parent's.
+        """
         if self._portal is None:
             return
+        self._require_place()
         try:
             self._call(self._runtime.aclose)
         finally:
@@ -162,6 +168,11 @@ class SyncRuntime:
     def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         if self._portal is None:
             raise RuntimeClosedError("the runtime is not open", hint="use it inside `with SyncRuntime(...)`")
+        self._require_place()
+        answer: T = self._portal.call(function, *args)
+        return answer
+
+    def _require_place(self) -> None:
         if os.getpid() != self._process:
             raise ForkedError(f"the runtime lives in process {self._process}, and this is a fork of it")
         if threading.get_ident() == self._thread:
@@ -169,8 +180,6 @@ class SyncRuntime:
                 "a blocking call on the thread that would have to answer it",
                 hint="inside an async tool or pattern use what its context offers, or `await` an async Runtime",
             )
-        answer: T = self._portal.call(function, *args)
-        return answer
 
     @overload
     def run(

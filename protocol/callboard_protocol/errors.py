@@ -306,6 +306,7 @@ class StepTimeoutError(RunError, TimeoutError):
     """A step ran past the agent's `step_timeout`."""
 
     code = "step_timeout"
+    default_hint = "raise the agent's step_timeout, or split the step"
 
 
 class RunCancelledError(RunError):
@@ -339,6 +340,7 @@ class InterruptedByCrashError(RunError):
     """The run was in flight when its process ended, and asked not to be carried on (`on_crash="fail"`)."""
 
     code = "interrupted_by_crash"
+    default_hint = "submit it again under a new run id, or with on_crash='resume'"
     fault: ClassVar[Fault] = "runtime"
     default_retryable = True
 
@@ -391,6 +393,7 @@ class ToolDeniedError(ToolError):
     """The call was not approved; it was not made."""
 
     code = "tool_denied"
+    default_hint = "allow it in `approvals`, by call id, by tool or by '*'"
     fault: ClassVar[Fault] = "caller"
 
 
@@ -429,6 +432,7 @@ class StoreOpenError(StoreError):
     """The data directory cannot be opened."""
 
     code = "store_open"
+    default_hint = "give a directory of its own, on a local disk, that this process may write to"
 
 
 class StoreVersionError(StoreOpenError):
@@ -448,6 +452,7 @@ class StoreClosedError(StoreError):
     """The store was closed."""
 
     code = "store_closed"
+    default_hint = "open it first, and use it no longer than the Runtime that has it"
 
 
 class StoreFullError(StoreError):

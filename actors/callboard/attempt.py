@@ -20,7 +20,7 @@ from callboard.memory import MemoryActor
 from callboard.model_step import feedback_for
 from callboard.plain_steps import NOT_MEANT_FOR_US, failed
 from callboard.run import RunContext
-from callboard.run_info import RunInfo
+from callboard.run_info import RunInfo, run_at_work
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.snapshot import snapshot_of
@@ -82,6 +82,7 @@ class RunAttempt:
 
     async def perform(self) -> RunResult[Any]:
         """Run until there is a result. Whatever goes wrong is in the result."""
+        run_at_work.set(self._ticket.run_id)
         try:
             try:
                 output = await self._work()

@@ -33,7 +33,10 @@ class MessageView(Sequence[Message]):
     def __getitem__(self, index: slice) -> list[Message]: ...
     def __getitem__(self, index: int | slice) -> Message | list[Message]:
         if isinstance(index, slice):
-            return self._messages[slice(*index.indices(self._length))]
+            start, stop, step = index.indices(self._length)
+            if step > 0:
+                return self._messages[start:stop:step]
+            return [self._messages[place] for place in range(start, stop, step)]
         if index < 0:
             index += self._length
         if not 0 <= index < self._length:

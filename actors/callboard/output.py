@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from callboard.tools.results import to_plain
 from callboard_protocol.base import JsonObject
@@ -27,12 +27,12 @@ class OutputContract:
         self.is_text = output_type is str
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(output_type)
-        except PydanticSchemaGenerationError:
+            self.schema: JsonObject | None = None if self.is_text else self._adapter.json_schema()
+        except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
             raise AgentDefinitionError(
                 f"output_type={output_type!r} is no type that a value can be validated against",
                 hint="use a pydantic model or plain types",
             ) from None
-        self.schema: JsonObject | None = None if self.is_text else self._adapter.json_schema()
 
     def validate(self, raw: Any) -> Any:
         """`raw` as the output type: text is read as JSON, anything else is taken as it is.

@@ -1,7 +1,11 @@
-"""What a deps factory learns of the run it serves."""
+"""Which run it is that code serves: what a deps factory is told, and what calls of the runtime from within can ask."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+
+run_at_work: ContextVar[str] = ContextVar("callboard_run_at_work", default="")
+"""The run whose pattern, step or tool the current code is part of; empty outside any."""
 
 
 @dataclass(frozen=True, slots=True)

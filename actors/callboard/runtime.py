@@ -23,6 +23,7 @@ from callboard.requests import RunOptions, request_for
 from callboard.results import read_result
 from callboard.run_events import follow_run
 from callboard.run_handle import RunHandle, RunStream
+from callboard.run_info import run_at_work
 from callboard.supervisor import RunSupervisor
 from callboard.ticket import RunTicket
 from callboard.tool_executor import ToolExecutor
@@ -230,11 +231,12 @@ class Runtime:
             InvalidIdentifierError: an id cannot be stored.
             RunConflictError: the run id is known with another request.
             RuntimeBusyError: a limit is reached; nothing was started.
+            SessionHeldByAncestorError: the run that makes this call holds that session, and would wait for itself.
             RuntimeClosedError: the runtime is not open.
         """
         known, request, is_new = request_for(self.agents, agent, input, options)
         try:
-            ticket = await self._take_in(known, request, deps, is_new=is_new)
+            ticket = await self._take_in(known, request, deps, is_new=is_new, awaited_by=run_at_work.get())
             return await asyncio.shield(ticket.result)
         except asyncio.CancelledError:
             await self._abandon(request.run_id)
@@ -332,7 +334,8 @@ class Runtime:
 
         async def start() -> RunHandle[Any]:
             try:
-                return self._handle(await self._take_in(known, request, deps, is_new=is_new))
+                awaited_by = run_at_work.get()
+                return self._handle(await self._take_in(known, request, deps, is_new=is_new, awaited_by=awaited_by))
             except asyncio.CancelledError:
                 await self._abandon(request.run_id)
                 raise
@@ -349,10 +352,13 @@ class Runtime:
         known, request, is_new = request_for(self.agents, agent, said, options)
         return await self._take_in(known, request, deps, is_new=is_new)
 
-    async def _take_in(self, agent: Agent[Any, Any], request: RunRequest, deps: Any, *, is_new: bool) -> RunTicket:
-        ticket: RunTicket = await self._open.supervisor.ask(
-            SubmitRun(request=request, agent=agent, model=agent.model, deps=deps, is_new=is_new), timeout=None
+    async def _take_in(
+        self, agent: Agent[Any, Any], request: RunRequest, deps: Any, *, is_new: bool, awaited_by: str = ""
+    ) -> RunTicket:
+        message = SubmitRun(
+            request=request, agent=agent, model=agent.model, deps=deps, is_new=is_new, awaited_by=awaited_by
         )
+        ticket: RunTicket = await self._open.supervisor.ask(message, timeout=None)
         return ticket
 
     async def _abandon(self, run_id: str) -> None:

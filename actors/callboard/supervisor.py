@@ -43,6 +43,7 @@ from callboard_protocol.errors import (
     RunConflictError,
     RuntimeBusyError,
     RuntimeClosedError,
+    SessionHeldByAncestorError,
 )
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
@@ -106,6 +107,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
         request: RunRequest = message.request
         if self._draining is not None:
             raise RuntimeClosedError("the runtime is closing: it takes no more runs in")
+        if message.awaited_by and self._admission.holder_of(request.session_id) == message.awaited_by:
+            raise SessionHeldByAncestorError(
+                f"run {message.awaited_by!r} holds session {request.session_id!r}, and would wait for itself",
+                hint="give the other run a session of its own, or `submit` it and do not wait for it",
+            )
         known = self._tickets.get(request.run_id)
         if known is not None:
             _refuse_other(request, known.entry)

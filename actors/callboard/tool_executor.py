@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard.retry import retrying
+from callboard.run_info import run_at_work
 from callboard.tools.base import Tool
 from callboard.tools.flights import Flight, Flights, ReconcileFailed, ToolOutcome
 from callboard.tools.results import to_plain
@@ -112,6 +113,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
 
     async def _make_plainly(self, flight: Flight) -> None:
         """The short way: nothing but the tool itself."""
+        run_at_work.set(flight.context.run_id)
         value = None
         error: CallboardError | None = None
         try:
@@ -121,6 +123,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         self._flights.land(flight, value, error)
 
     async def _make(self, flight: Flight) -> None:
+        run_at_work.set(flight.context.run_id)
         value = None
         error: CallboardError | None = None
         asked = flight.context

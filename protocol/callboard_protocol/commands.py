@@ -44,6 +44,7 @@ class SubmitRun(Request[Any]):
         model: the `Model` it uses, which may stand in for the agent's own.
         deps: what its tools get, where the caller brings its own; None otherwise.
         is_new: the run id was generated, so nobody can have submitted it before.
+        awaited_by: the run whose code waits for this one; empty where no run does.
     """
 
     request: Live[Any]
@@ -51,6 +52,7 @@ class SubmitRun(Request[Any]):
     model: Live[Any] = None
     deps: Live[Any] = None
     is_new: bool = False
+    awaited_by: str = ""
 
 
 class FindTicket(Request[Any]):

@@ -218,7 +218,7 @@ def engine_mismatch(directory: Path, found: str) -> StoreVersionError:
     """The error for a directory of another engine."""
     return StoreVersionError(
         f"{directory} was written by {found}, this release uses LMDB 0.9",
-        hint="open it where that engine is installed, `callboard store export` its sessions there, and import them here",
+        hint="open it where that engine is, `callboard store export` its sessions there, and import them here",
     )
 
 

@@ -33,6 +33,7 @@ from callboard import (
     Runtime,
     ScriptedModel,
     ScriptExhaustedError,
+    SessionHeldByAncestorError,
     StepFailedError,
     SyncRuntime,
     ToolCall,
@@ -49,6 +50,7 @@ from callboard_storage.lmdb_store import LmdbStore
 pytestmark = pytest.mark.anyio
 
 PLAIN = "use plain data"
+PATIENCE = 20
 Raises = Callable[[], BaseException]
 EXITS: list[Raises] = [lambda: SystemExit(3), KeyboardInterrupt, asyncio.CancelledError]
 EXIT_IDS = ["SystemExit", "KeyboardInterrupt", "CancelledError"]
@@ -712,6 +714,41 @@ async def test_deps_that_cannot_be_closed_fail_the_run(play: Any) -> None:
     assert (result.stop_reason, result.error_details.message) == ("failed", "cannot say goodbye")
 
 
+@pytest.mark.xfail(strict=True, reason="docs/RUN-STATES.md says that such a run is parked; this release fails it")
+async def test_a_run_whose_deps_cannot_be_had_at_a_restart_is_parked_until_they_can(tmp_path: Path) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+    is_down = False
+
+    @asynccontextmanager
+    async def deps(info: Any) -> AsyncIterator[str]:
+        if is_down:
+            raise ConnectionError("no database")
+        yield "deps"
+
+    async def wait() -> str:
+        began.set()
+        await go_on.wait()
+        return "done"
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        return await ctx.step("wait", wait)
+
+    agent = patterned(pattern, deps=deps)
+    async with Runtime([agent], store=tmp_path / "data") as runtime:
+        await runtime.submit(agent, "go", run_id="r")
+        await began.wait()
+    is_down = True
+    async with Runtime([agent], store=tmp_path / "data") as runtime:
+        async with asyncio.timeout(PATIENCE):
+            while (await runtime.runs.get("r")).state in {"running", "queued", "interrupted"}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await runtime.runs.get("r")).state == "parked"
+    is_down = False
+    go_on.set()
+    async with Runtime([agent], store=tmp_path / "data") as runtime:
+        assert (await runtime.wait("r")).output == "done"
+
+
 # ---- waiting for oneself
 
 
@@ -752,6 +789,37 @@ async def test_a_blocking_call_from_a_tools_thread_is_no_deadlock() -> None:
     assert await asyncio.wait_for(asyncio.to_thread(sync), 20) == "told: from within"
 
 
+@pytest.mark.parametrize("kind", ["pattern", "step", "async tool", "tool in a thread"])
+async def test_a_run_that_would_wait_for_its_own_session_is_told_so_and_does_not_hang(
+    runtime: Runtime, play: Any, refused: Any, kind: str
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def nest() -> str:
+        with refused(SessionHeldByAncestorError, "holds session 's', and would wait for itself", hint="of its own"):
+            await runtime.run("echo", "nested", session_id="s")
+        with refused(SessionHeldByAncestorError, "holds session 's', and would wait for itself", hint="of its own"):
+            async with runtime.stream("echo", "nested", session_id="s"):
+                pass
+        beside = await runtime.run("echo", "nested", session_id="another")
+        await runtime.submit("echo", "later", session_id="s")
+        return str(beside.output)
+
+    def nest_in_a_thread() -> str:
+        return asyncio.run_coroutine_threadsafe(nest(), loop).result(PATIENCE)
+
+    nested = tool(name="nest")(nest_in_a_thread) if kind == "tool in a thread" else tool(nest)
+
+    async def pattern(ctx: RunContext[None]) -> Any:
+        if kind == "pattern":
+            return await nest()
+        return await (ctx.step("nest", nest) if kind == "step" else ctx.call_tool("nest"))
+
+    assert (await play(patterned(pattern, tools=[nested]))).output == "you said 'nested'"
+    inputs = [message.text for message in await runtime.sessions.transcript("s") if message.role == "user"]
+    assert inputs == ["go", "later", "and now?"]
+
+
 # ---- a cancellation that comes while the end is being written
 
 
@@ -782,7 +850,8 @@ async def test_a_run_that_is_cancelled_while_its_end_is_written_has_ended(echo: 
         waiting = asyncio.ensure_future(handle.result())
         await store.keeps.wait()
         cancelling = asyncio.ensure_future(runtime.cancel("r"))
-        await asyncio.sleep(0)
+        for _ in range(20):  # turns of the loop: the request to cancel reaches the run, if anything of it does
+            await asyncio.sleep(0)
         store.keeps_ends_of_runs = False
         store.kept.pop()()
         assert (await waiting).output == "you said 'hello'"

@@ -330,9 +330,8 @@ def _clocks(journal: RunJournal) -> dict[str, tuple[float, ...]]:
         if record.clock:
             tail = record.step.rfind("/") + 1
             step = record.step[:tail] + record.step[tail:].partition("@")[0].partition(".")[0]
-            # Readings before a branch are written when it is made, and once more with what follows them.
-            if len(record.clock) > len(clocks.get(step, ())):
-                clocks[step] = record.clock
+            # Readings before a branch are written when it is made, and once more with the step that follows them.
+            clocks[step] = record.clock
     return clocks
 
 

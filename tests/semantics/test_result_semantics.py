@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 from pydantic import BaseModel
@@ -21,11 +22,14 @@ from callboard import (
     UsageError,
     tool,
 )
+from callboard.subscription import Subscription
 from callboard_protocol.records import RunBegan, RunEnded, RunResumed
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 async def act() -> None: ...
@@ -239,41 +243,13 @@ def busy(place: Any) -> Agent[None, str]:
     return Agent("busy", pattern=pattern, model=ScriptedModel(["fine"]), tools=[work])
 
 
-class Looking(LmdbStore):
-    """A store that says what was on disk at a time."""
-
-    async def ordinals(self, session_id: str, run_id: str) -> set[int]:
-        return {one.record.ordinal for one in await self.read_log(session_id) if one.record.run_id == run_id}
-
-
-@pytest.mark.semantics("E7")
-async def test_a_recorded_event_is_published_after_its_record_is_on_disk(place: Any) -> None:
-    agent = busy(place)
-    store = Looking(place.data, map_size=1 << 30)
-    seen = 0
-    async with place.runtime(agent, store=store) as runtime:
-        # The bus is asked in its own turn, before any reader could be late.
-        from callboard.subscription import Subscription
-
-        offered: list[tuple[int | None, set[int]]] = []
-        plain_offer = Subscription.offer
-
-        def offer(self: Subscription, raw: Any) -> None:
-            reading = store.ordinals("s", "r")
-            try:
-                reading.send(None)
-            except StopIteration as answer:
-                offered.append((raw[5], answer.value))
-            plain_offer(self, raw)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Subscription, "offer", offer)
-            async with runtime.stream(agent, "x", run_id="r", session_id="s") as stream:
-                seen = len([event async for event in stream])
-    assert len(offered) == seen
-    recorded = [(sequence, on_disk) for sequence, on_disk in offered if sequence is not None]
-    assert len({sequence for sequence, _ in recorded}) > 10
-    assert all(sequence in on_disk for sequence, on_disk in recorded)
+def at_once(reading: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        reading.send(None)
+    except StopIteration as answer:
+        return answer.value
+    raise AssertionError("it waits")
 
 
 class Announcing(LmdbStore):
@@ -288,6 +264,44 @@ class Announcing(LmdbStore):
             self.commits += 1
             if self.told is not None:
                 self.told(self.commits)
+
+    async def ordinals(self, session_id: str, run_id: str) -> set[int]:
+        return {one.record.ordinal for one in await self.read_log(session_id) if one.record.run_id == run_id}
+
+
+@pytest.mark.semantics("E7")
+@pytest.mark.parametrize("number", [None, *range(1, 12)])
+async def test_a_recorded_event_is_published_after_its_record_is_on_disk(place: Any, number: int | None) -> None:
+    agent = busy(place)
+    store = Announcing(place.data, map_size=1 << 30)
+    offered: list[tuple[int | None, set[int]]] = []
+    plain_offer = Subscription.offer
+
+    def offer(self: Subscription, raw: Any) -> None:
+        # In the bus's own turn: no reader could look earlier.
+        offered.append((raw[5], at_once(store.ordinals("s", "r"))))
+        plain_offer(self, raw)
+
+    async with place.runtime(agent, store=store) as runtime:
+        cancelling: list[Any] = []
+
+        def told(commits: int) -> None:
+            # A cancellation in mid-commit must not make anything known before its time.
+            if commits == number:
+                cancelling.append(asyncio.ensure_future(runtime.cancel("r")))
+
+        store.told = told
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Subscription, "offer", offer)
+            async with runtime.stream(agent, "x", run_id="r", session_id="s") as stream:
+                seen = len([event async for event in stream])
+                result = await stream.result()
+        await asyncio.gather(*cancelling)
+    assert result.stop_reason == ("completed" if number is None else "cancelled")
+    assert len(offered) == seen
+    recorded = [(sequence, on_disk) for sequence, on_disk in offered if sequence is not None]
+    assert len({sequence for sequence, _ in recorded}) > (10 if number is None else 1)
+    assert all(sequence in on_disk for sequence, on_disk in recorded)
 
 
 @pytest.mark.semantics("E8")

@@ -296,16 +296,23 @@ def test_a_change_of_state_is_part_of_its_step_and_applied_on_replay(place: Any,
         ctx.state.count += 1000
         await ctx.emit("my.event")
         seen.append(ctx.state.count)
+        for make in (ctx.generate, lambda: ctx.step("nothing", asyncio.sleep, 0)):
+            # What only this attempt could know counts as it was recorded.
+            ctx.state.count += 10_000 * ctx.attempt
+            await make()
+            seen.append(ctx.state.count)
         if place.happens_first("killed"):
             die()
         return str(seen)
 
-    agent = Agent("worker", pattern=pattern, tools=[add, look, replace], state_type=Tally)
+    agent = Agent(
+        "worker", pattern=pattern, tools=[add, look, replace], state_type=Tally, model=ScriptedModel(["thought"])
+    )
     place.live_until_killed([agent], lambda runtime: runtime.run(agent, "x", run_id="r", session_id="s"))
-    assert place.carry_on([agent], "r").output == "[0, 1, 101, 1101]"
+    assert place.carry_on([agent], "r").output == "[0, 1, 101, 1101, 11101, 21101]"
     assert place.noted.count("added") == 1
     assert place.live([agent], lambda runtime: runtime.run(agent, "x", session_id="s")).output == (
-        "[1101, 1102, 1202, 2202]"
+        "[21101, 21102, 21202, 22202, 32202, 42202]"
     )
 
 
@@ -386,6 +393,10 @@ def test_errors_have_the_same_type_code_and_text_live_and_on_replay(place: Any, 
     assert live == replayed
 
 
+async def map_at(ctx: RunContext[Any], when: datetime) -> None:
+    await ctx.map(lambda branch, item: branch.emit("my.item", {"when": str(item)}), {"a": when})
+
+
 @pytest.mark.semantics("D9")
 @pytest.mark.parametrize(
     ("first", "then", "shown"),
@@ -399,8 +410,9 @@ def test_errors_have_the_same_type_code_and_text_live_and_on_replay(place: Any, 
         ),
         (lambda ctx: ctx.step("a", asyncio.sleep, 0), lambda ctx: ctx.step("b", asyncio.sleep, 0), ("'a'", "'b'")),
         (lambda ctx: ctx.emit("my.a"), lambda ctx: ctx.add_artifact("my.a", {}), ("emit 'my.a'", "artifact 'my.a'")),
+        (lambda ctx: map_at(ctx, ctx.now()), lambda ctx: ctx.generate(), ("map ''", "generate ''")),
     ],
-    ids=["other words", "other kind", "other arguments", "other name", "other step"],
+    ids=["other words", "other kind", "other arguments", "other name", "other step", "nothing but another kind"],
 )
 def test_a_pattern_that_asks_for_something_else_is_told_what_is_recorded(
     place: Any, die: Any, first: Any, then: Any, shown: tuple[str, str]
@@ -948,7 +960,7 @@ def test_a_history_of_the_patterns_own_enters_the_transcript_once_and_in_order(p
         return ToolCall(name="read") if last_said(request) == "look" else f"about {last_said(request)}"
 
     async def pattern(ctx: RunContext[Any]) -> str:
-        history = [Message.system("My own rules."), Message.user(ctx.input_text)]
+        history = [Message.system("My own rules."), Message.user(ctx.input_text), Message.user("x")]
         response = await ctx.generate(history)
         history += [response.as_message(), Message.user("look")]
         response = await ctx.generate(history)
@@ -956,10 +968,13 @@ def test_a_history_of_the_patterns_own_enters_the_transcript_once_and_in_order(p
         history += [
             response.as_message(),
             Message.tool(result.content, tool_call_id=result.call.id, name="read"),
-            Message.user("x"),
+            Message.user("look"),
         ]
         response = await ctx.generate(history)
-        await ctx.generate([*ctx.transcript, Message.user("the end")])
+        by_hand = Message.tool("by hand", tool_call_id=response.tool_calls[0].id, name="read")
+        await ctx.generate([*history, response.as_message(), by_hand])
+        await ctx.generate("again")
+        await ctx.generate([*ctx.transcript, Message.user("again")])
         if place.happens_first("killed"):
             die()
         return (await ctx.generate("really")).text
@@ -968,9 +983,11 @@ def test_a_history_of_the_patterns_own_enters_the_transcript_once_and_in_order(p
     place.live_until_killed([agent], lambda runtime: runtime.run(agent, "x", run_id="r", session_id="s"))
     result, transcript = place.live([agent], lambda runtime: transcript_after(runtime, "r"))
     assert result.output == "about really"
-    said = ["x", "about x", "look", "", "r:2.0", "x", "about x", "the end", "about the end", "really", "about really"]
+    said = ["x", "x", "about x", "look", "", "r:2.0", "look", "", "by hand", "about by hand"]
+    said += ["again", "about again"] * 2 + ["really", "about really"]
     assert [message.text for message in transcript] == said
     assert shown == [said[:-1]]
+    assert len([message for message in transcript if message.role == "tool"]) == 2
 
 
 # ---- results of steps
@@ -1027,7 +1044,7 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
             place.note("slow one was not cut short")
             return "slow"
         begun.set()
-        return object()
+        return object() if how == "bad" else "lone \ud800"
 
     async def nested() -> Any:
         value: list[Any] = []
@@ -1036,12 +1053,16 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
         return value
 
     async def pattern(ctx: RunContext[Any]) -> str:
-        ctx.state.count = 5
+        ctx.state.count += 5
         caught = []
-        calls = [ToolCall(name="look", arguments={"how": how}, id=how) for how in ("bad", "slow")]
+        calls = [ToolCall(name="look", arguments={"how": how}, id=how) for how in ("bad", "slow", "lone")]
+        began = ctx.now()
+        beside = ctx.branch("beside")
+        inside = beside.now()
         for make in (
-            lambda: ctx.call_tools(calls),
+            lambda: beside.step("nested", nested),
             lambda: ctx.step("nested", nested),
+            lambda: ctx.call_tools(calls),
             lambda: ctx.add_artifact("a", {"when": object()}),
             lambda: ctx.emit("my.event", {"lone": "\ud800"}),
         ):
@@ -1049,17 +1070,26 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
                 await make()
             caught.append(unstorable.value.message)
         answers = [message.text for message in ctx.transcript if message.role == "tool"]
-        place.note(f"{caught} {answers}")
+        assert len(answers) == 3
+        await beside.emit("my.event")
+        place.note(f"{caught} {answers} {began} {inside}")
         if place.happens_first("killed"):
             die()
         return "went on"
 
+    async def read_state(ctx: RunContext[Any]) -> str:
+        return str(ctx.state.count)
+
     agent = Agent("worker", pattern=pattern, tools=[look], state_type=Tally)
+    reader = Agent("reader", pattern=read_state, state_type=Tally)
     place.live_until_killed([agent], lambda runtime: runtime.run(agent, "x", run_id="r", session_id="s"))
-    assert place.carry_on([agent], "r").output == "went on"
+    result, transcript = place.live([agent], lambda runtime: transcript_after(runtime, "r"))
+    assert result.output == "went on"
     first, live, _, replayed, _ = place.noted
     assert first == "slow one was not cut short"
     assert live == replayed
+    assert [message.tool_call_id for message in transcript if message.role == "tool"] == ["bad", "slow", "lone"]
+    assert place.live([reader], lambda runtime: runtime.run(reader, "x", session_id="s")).output == "5"
 
 
 @pytest.mark.semantics("D27")

@@ -6,6 +6,7 @@ from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.memories import WindowMemory
 from callboard.memory import Exchange, Memory
 from callboard.models import Model, ScriptedModel
+from callboard.presentation import present
 from callboard.retry import Retry
 from callboard.run import RunContext
 from callboard.run_handle import RunHandle, RunStream
@@ -208,9 +209,4 @@ __all__ = [
     "ToolResult",
 ]
 
-for _name in __all__:
-    _public = globals()[_name]
-    if isinstance(_public, type) and _public.__module__.startswith("callboard"):
-        # Users see one package, whichever room a class lives in.
-        _public.__module__ = "callboard"
-del _name, _public
+present(globals(), __all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import TracebackType
 from typing import Any
 
 from callboard.active_sessions import ActiveSessions
@@ -458,7 +459,12 @@ class RunSupervisor(Actor[SupervisorCommand]):
         for ticket in list(self._tickets.values()):
             ticket.stop_with(StopRun("interrupted"))
 
-    def on_failure(self, *_: Any) -> None:
+    def on_failure(
+        self,
+        exception_type: type[BaseException] | None,
+        exception_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Stops every attempt: the supervisor that follows reads from the store what is to be carried on."""
         self._interrupt_all()
         for ticket in list(self._tickets.values()):

@@ -20,7 +20,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/types/typed_use.py
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 crash: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/crash $(ARGS)

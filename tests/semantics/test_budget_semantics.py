@@ -362,6 +362,21 @@ async def test_time_spent_waiting_is_no_time_spent_running(place: Any) -> None:
         assert [(await handle.result()).output for handle in (first, *waiting)] == ["done"] * 3
 
 
+async def test_time_that_branches_sleep_together_counts_once(place: Any) -> None:
+    async def nap(branch: RunContext[Any], n: int) -> None:
+        await branch.sleep(0.05)
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        await ctx.map(nap, BRANCHES)
+        await ctx.step("after", asyncio.sleep, 0)
+        return "done"
+
+    agent = Agent("worker", pattern=pattern)
+    async with place.runtime(agent) as runtime:
+        assert (await runtime.run(agent, "x", run_id="r")).output == "done"
+        assert [step.running >= 0 for step in await runtime.runs.steps("r")] == [True]
+
+
 @pytest.mark.semantics("B11")
 async def test_a_runs_own_budget_stands_in_for_the_agents_as_a_whole(place: Any) -> None:
     async def pattern(ctx: RunContext[Any]) -> str:
@@ -690,3 +705,22 @@ async def test_a_cancellation_that_comes_over_the_last_record_comes_too_late(pla
         assert [await task for task in cancelling] == [False]
         assert (await runtime.runs.get("r")).state == RunState.COMPLETED
         assert (await runtime.wait("r")).output == "fine"
+
+
+async def test_a_cancellation_that_comes_while_a_run_is_being_suspended_cancels_it(place: Any) -> None:
+    agent = Agent("worker", model=ScriptedModel([ToolCall(name="pay")]), tools=[pay])
+    store = Announcing(place.data, map_size=1 << 30)
+    cancelling: list[asyncio.Task[bool]] = []
+    async with place.runtime(agent, store=store) as runtime:
+
+        def told(commits: int) -> None:
+            if commits == 3:
+                cancelling.append(asyncio.ensure_future(runtime.cancel("r")))
+
+        store.told = told
+        handle = await runtime.submit(agent, "x", run_id="r", session_id="s")
+        await handle.result()
+        assert [await task for task in cancelling] == [True]
+        assert (await handle.result()).stop_reason == "cancelled"
+        assert (await runtime.runs.get("r")).state == RunState.CANCELLED
+        assert well_formed(await runtime.sessions.transcript("s"))

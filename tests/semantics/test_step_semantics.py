@@ -37,6 +37,7 @@ from callboard import (
     Unknown,
     UnknownToolError,
     UnpersistableValueError,
+    UsageError,
     WindowMemory,
     tool,
 )
@@ -916,6 +917,8 @@ async def test_no_call_stays_unanswered(place: Any, ends: str) -> None:
         transcript = await runtime.sessions.transcript("s")
         assert well_formed(transcript)
         assert [message.text.startswith("not answered") for message in transcript[2:4]] == [True, True]
+        if ends == "completed":
+            assert [message.text for message in transcript[4:]] == ["done"]
         assert (await runtime.run(agent, "next", session_id="s")).output == "fine"
 
 
@@ -1046,6 +1049,15 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
         begun.set()
         return object() if how == "bad" else "lone \ud800"
 
+    @tool
+    async def undeclared(text: str) -> str:
+        """Never called: its intent cannot be stored."""
+        place.note("called")
+        return text
+
+    async def lone() -> str:
+        return "lone \ud800"
+
     async def nested() -> Any:
         value: list[Any] = []
         for _ in range(100):
@@ -1060,8 +1072,9 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
         beside = ctx.branch("beside")
         inside = beside.now()
         for make in (
-            lambda: beside.step("nested", nested),
+            lambda: beside.step("lone", lone),
             lambda: ctx.step("nested", nested),
+            lambda: ctx.call_tool("undeclared", text="\ud800"),
             lambda: ctx.call_tools(calls),
             lambda: ctx.add_artifact("a", {"when": object()}),
             lambda: ctx.emit("my.event", {"lone": "\ud800"}),
@@ -1080,7 +1093,7 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
     async def read_state(ctx: RunContext[Any]) -> str:
         return str(ctx.state.count)
 
-    agent = Agent("worker", pattern=pattern, tools=[look], state_type=Tally)
+    agent = Agent("worker", pattern=pattern, tools=[look, undeclared], state_type=Tally)
     reader = Agent("reader", pattern=read_state, state_type=Tally)
     place.live_until_killed([agent], lambda runtime: runtime.run(agent, "x", run_id="r", session_id="s"))
     result, transcript = place.live([agent], lambda runtime: transcript_after(runtime, "r"))
@@ -1089,6 +1102,8 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
     assert first == "slow one was not cut short"
     assert live == replayed
     assert [message.tool_call_id for message in transcript if message.role == "tool"] == ["bad", "slow", "lone"]
+    ordinals = [record.ordinal for record in asyncio.run(place.log("s"))]
+    assert ordinals == [*range(len(ordinals))]
     assert place.live([reader], lambda runtime: runtime.run(reader, "x", session_id="s")).output == "5"
 
 
@@ -1179,6 +1194,8 @@ async def test_map_keeps_the_order_of_its_items_and_its_first_failure_cancels_th
         results = await ctx.map(in_reverse, {name: name for name in "abc"})
         with pytest.raises(ValueError, match="b fails"):
             await ctx.map(one_fails, {name: name for name in "abc"})
+        with pytest.raises(UsageError, match="lets no item through"):
+            await ctx.map(in_reverse, {"a": "a"}, limit=0)
         limited = await ctx.map(in_reverse, {"c": "c", "b": "b", "a": "a"}, limit=1)
         return f"{list(results.items())} {list(limited)}"
 

@@ -295,9 +295,12 @@ class RunAttempt:
         if isinstance(error, BaseExceptionGroup):
             # Of a task group around branches, say: what ends the run may be among what it gathered.
             error = _first_of(error, StopRun) or _first_of(error, StoreError) or error
-        if isinstance(error, asyncio.CancelledError):
-            # Where nobody stopped this run, its own code awaited something that was cancelled.
-            error = self._ticket.stop or failed(f"agent {self._agent.id!r}", error)
+        if self._ticket.stop is not None and not isinstance(error, StopRun | StoreError):
+            # Whatever its pattern makes of being stopped, that is why the run ends.
+            error = self._ticket.stop
+        elif isinstance(error, asyncio.CancelledError):
+            # Nobody stopped this run: its own code awaited something that was cancelled.
+            error = failed(f"agent {self._agent.id!r}", error)
         if isinstance(error, StopRun):
             return await self._stopped(error)
         if isinstance(error, StoreError):

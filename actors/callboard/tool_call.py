@@ -51,7 +51,7 @@ async def perform_call(
         tool = _find(run, name)
         arguments = tool.validate(raw_arguments)
     except CallboardError as problem:
-        return await call.completed(None, problem)
+        return await call.refuse(problem)
     return await call.make(tool, arguments)
 
 
@@ -94,6 +94,21 @@ class OpenCall:
     def call_id(self) -> str:
         """The call, the same at every attempt: its id and its idempotency key."""
         return f"{self.run.run_id}:{self.step}"
+
+    async def refuse(self, problem: CallboardError) -> StepCompleted:
+        """Answer a call that cannot be made; one that an earlier attempt began, with a tool since changed, is in doubt.
+
+        Args:
+            problem: why it cannot be made.
+
+        Raises:
+            StopRun: the call is in doubt, and someone must decide or the run fails over it.
+        """
+        if self.step in self.run.journal.intents:
+            settled = await self._resolve(None, {}, "crash")
+            if settled is not None:
+                return settled
+        return await self.completed(None, problem)
 
     async def make(self, tool: Tool[Any], arguments: dict[str, Any]) -> StepCompleted:
         """Make it, or settle it if an earlier attempt began it; the outcome is on disk when this returns.
@@ -236,8 +251,13 @@ class OpenCall:
 
     # ---- doubt
 
-    async def _resolve(self, tool: Tool[Any], arguments: dict[str, Any], cause: str) -> StepCompleted | None:
+    async def _resolve(self, tool: Tool[Any] | None, arguments: dict[str, Any], cause: str) -> StepCompleted | None:
         """The outcome of a call nobody knows the end of; None if it is to be made again.
+
+        Args:
+            tool: what was called; None where that cannot be called any more.
+            arguments: validated.
+            cause: what hid the outcome.
 
         Raises:
             StopRun: someone has to decide, or the run fails over it.
@@ -245,7 +265,8 @@ class OpenCall:
         run = self.run
         verdict = self._decided() or await self._reconcile(tool, arguments)
         if isinstance(verdict, Happened):
-            return await self.completed(tool.dump_result(verdict.result), None)
+            result = verdict.result if tool is None else tool.dump_result(verdict.result)
+            return await self.completed(result, None)
         if isinstance(verdict, NotHappened | Allow):
             return None
         doubt = CallInDoubtError(
@@ -253,7 +274,9 @@ class OpenCall:
         )
         if isinstance(verdict, Deny):
             return await self.completed(None, doubt)
-        policy = tool.specification.on_in_doubt or run.agent.on_in_doubt
+        policy = (None if tool is None else tool.specification.on_in_doubt) or run.agent.on_in_doubt
+        if tool is None and policy == "retry":
+            policy = "tell"
         run.publish(
             (
                 "tool.in_doubt",
@@ -276,8 +299,8 @@ class OpenCall:
             raise StopRun("failed", doubt)
         raise StopRun("suspended", pending=(self._pending("in_doubt", doubt.message),))
 
-    async def _reconcile(self, tool: Tool[Any], arguments: dict[str, Any]) -> Reconciliation | None:
-        if not tool.can_reconcile:
+    async def _reconcile(self, tool: Tool[Any] | None, arguments: dict[str, Any]) -> Reconciliation | None:
+        if tool is None or not tool.can_reconcile:
             return None
         run = self.run
         context: ToolContext[Any] = ToolContext(

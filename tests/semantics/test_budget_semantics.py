@@ -634,7 +634,7 @@ async def test_leaving_a_stream_before_its_run_has_ended_cancels_the_run(place: 
 
 
 @pytest.mark.semantics("B19")
-@pytest.mark.parametrize("goes_on", ["model", "tool", "step", "returns"])
+@pytest.mark.parametrize("goes_on", ["model", "tool", "step", "returns", "raises"])
 async def test_a_pattern_that_swallows_its_cancellation_begins_no_further_step(place: Any, goes_on: str) -> None:
     begun = asyncio.Event()
 
@@ -659,6 +659,8 @@ async def test_a_pattern_that_swallows_its_cancellation_begins_no_further_step(p
             await ctx.call_tool("act_as_tool")
         elif goes_on == "step":
             await ctx.step("act", act)
+        elif goes_on == "raises":
+            raise ValueError("an error of its own")
         return "went on"
 
     def think(request: ModelRequest) -> str:

@@ -624,6 +624,40 @@ def test_on_in_doubt_tells_retries_or_fails(
         assert place.carry_on([agent], "r").output == result.output
 
 
+@pytest.mark.parametrize("policy", ["tell", "retry", "fail", "ask"])
+@pytest.mark.parametrize("now", ["gone", "takes something else"])
+def test_a_call_in_doubt_stays_in_doubt_when_its_tool_has_changed(place: Any, die: Any, policy: Any, now: str) -> None:
+    @tool(name="act")
+    async def old(amount: int) -> str:
+        """Act."""
+        place.note("acted")
+        die()
+        return "acted"
+
+    @tool(name="act")
+    async def new(account: str) -> str:
+        """Act in another way."""
+        place.note("acted anew")
+        return "acted"
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        [result] = await ctx.call_tools([ToolCall(name="act", arguments={"amount": 7}, id="1")])
+        return result.content
+
+    def worker(*tools: Any) -> Agent[None, str]:
+        return Agent("worker", pattern=pattern, tools=tools, on_in_doubt=policy)
+
+    place.live_until_killed([worker(old)], lambda runtime: runtime.run("worker", "x", run_id="r", session_id="s"))
+    result = place.carry_on([worker() if now == "gone" else worker(new)], "r")
+    if policy == "ask":
+        assert (result.stop_reason, result.pending[0].reason) == ("suspended", "in_doubt")
+    elif policy == "fail":
+        assert (result.stop_reason, result.error_details.code) == ("failed", "call_in_doubt")
+    else:
+        assert "hid whether it took effect" in result.output
+    assert place.noted == ["acted"]
+
+
 @pytest.mark.semantics("D15")
 def test_on_in_doubt_ask_suspends_the_run_and_shows_the_call(place: Any, die: Any) -> None:
     @tool
@@ -1036,7 +1070,9 @@ def test_the_result_of_a_step_passes_through_its_annotation_live_and_on_replay(p
 
 
 @pytest.mark.semantics("D26")
-def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: Any, die: Any) -> None:
+def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(
+    place: Any, die: Any, killed_by_commit: Any
+) -> None:
     begun = asyncio.Event()
 
     @tool(read_only=True)
@@ -1065,12 +1101,12 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
         return value
 
     async def pattern(ctx: RunContext[Any]) -> str:
-        ctx.state.count += 5
         caught = []
         calls = [ToolCall(name="look", arguments={"how": how}, id=how) for how in ("bad", "slow", "lone")]
         began = ctx.now()
         beside = ctx.branch("beside")
         inside = beside.now()
+        ctx.state.count += 5
         for make in (
             lambda: beside.step("lone", lone),
             lambda: ctx.step("nested", nested),
@@ -1105,6 +1141,12 @@ def test_an_outcome_that_cannot_be_stored_is_an_error_live_and_on_replay(place: 
     ordinals = [record.ordinal for record in asyncio.run(place.log("s"))]
     assert ordinals == [*range(len(ordinals))]
     assert place.live([reader], lambda runtime: runtime.run(reader, "x", session_id="s")).output == "5"
+    # What the step changed before its outcome turned out to be unstorable is written with the step that follows.
+    place.live_until_killed(
+        [agent], lambda runtime: runtime.run(agent, "x", run_id="q", session_id="t"), store=killed_by_commit(3, "after")
+    )
+    states = [record.state for record in asyncio.run(place.log("t")) if getattr(record, "state_changed", False)]
+    assert states == [{"count": 5}]
 
 
 @pytest.mark.semantics("D27")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from typing import Final
+
+ELSEWHERE: Final = "\0elsewhere"
+"""Holds a session that another process has; no run's id begins with NUL."""
 
 
 class _Line:
@@ -101,12 +105,21 @@ class Admission:
         line.holder = run_id
 
     def requeue(self, order: int, run_id: str, session_id: str) -> None:
-        """A run that holds its session without a slot waits for one, before all others of its session."""
-        line = self._lines[session_id]
+        """A run that has begun in its session waits for a slot, before all others of its session."""
+        line = self._lines.setdefault(session_id, _Line())
         line.holder = None
         line.waiting.appendleft((order, run_id))
         self.queued += 1
         heapq.heappush(self._first_in_line, (order, run_id, session_id))
+
+    def stand_back(self, order: int, run_id: str, session_id: str) -> None:
+        """A run at work finds its session in another process's hands: it waits, before all others of its session, until
+        `release(ELSEWHERE, session_id)`.
+        """
+        line = self._lines[session_id]
+        line.holder = ELSEWHERE
+        line.waiting.appendleft((order, run_id))
+        self.queued += 1
 
     def leave_slot(self) -> None:
         """A run at work waits for something: its slot is free, its session is not."""

@@ -24,7 +24,7 @@ from callboard.run_info import RunInfo, run_at_work
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.snapshot import snapshot_of
-from callboard.stops import StopRun
+from callboard.stops import SessionElsewhere, StopRun
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import (
     CloseRun,
@@ -34,9 +34,11 @@ from callboard_protocol.commands import (
 from callboard_protocol.errors import (
     AgentDefinitionError,
     CallboardError,
+    FencedError,
     InterruptedByCrashError,
     OutputValidationError,
     PoisonousRunError,
+    SessionLockedError,
     StepTimeoutError,
     StoreError,
     UnpersistableValueError,
@@ -79,6 +81,8 @@ class RunAttempt:
         self._run: LiveRun | None = None
         self._conversation = Conversation()
         self._has_begun = False
+        self._token = 0
+        self._opened_at = self._acquired_at = time.monotonic()
 
     async def perform(self) -> RunResult[Any]:
         """Run until there is a result. Whatever goes wrong is in the result."""
@@ -86,7 +90,7 @@ class RunAttempt:
         try:
             try:
                 output = await self._work()
-            except GeneratorExit:
+            except (GeneratorExit, SessionElsewhere):
                 raise
             except BaseException as error:  # noqa: BLE001  (whatever a pattern raises is how its run ends)
                 return await self._broken_off(error)
@@ -99,6 +103,9 @@ class RunAttempt:
         finally:
             if self._session.is_alive():
                 self._session.tell(CloseRun(run_id=self._ticket.run_id))
+            if self._run is not None and self._token:
+                held = time.monotonic() - self._acquired_at
+                self._run.publish(("session.released", None, {"fence": self._token, "held": held}))
 
     # ---- the way through
 
@@ -111,6 +118,7 @@ class RunAttempt:
             OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
         )
         began = await self._begin(run, opened)
+        self._acquired_at, self._token = time.monotonic(), opened.lease.token
         self._announce(run, opened)
         memory = MemorySteps(run, self._memory)
         async with AsyncExitStack() as stack:
@@ -147,6 +155,11 @@ class RunAttempt:
                 {"agent_version": agent.version, "model": run.model_name, "tools": tuple(agent.tools)},
             ),
             (
+                "session.acquired",
+                None,
+                {"fence": opened.lease.token, "waited": self._acquired_at - self._opened_at},
+            ),
+            (
                 "session.run.started",
                 None,
                 {"run_count": head.run_count + 1, "transcript_length": head.transcript_length},
@@ -180,7 +193,16 @@ class RunAttempt:
         return lambda step: loop.call_later(limit, out_of_time, step)
 
     async def _begin(self, run: LiveRun, opened: OpenedSession) -> RunBegan:
+        """Write the attempt's first record, which takes the session's lock.
+
+        Raises:
+            SessionElsewhere: another process has the session, or had it a moment ago.
+        """
         ticket, journal = self._ticket, run.journal
+        is_in_use = journal.began is None and opened.head.active_run is not None
+        # By another process's run, which goes on first, or by one of this process that the store refused.
+        if is_in_use and await self._directory.store.held_elsewhere(ticket.session_id):
+            raise SessionElsewhere
         entry = ticket.entry
         first: LogRecord
         if journal.began is None:
@@ -210,6 +232,8 @@ class RunAttempt:
             # The journal lets a cancellation pass only once the record is on disk.
             ticket.entry, self._has_begun = entry, True
             raise
+        except (SessionLockedError, FencedError) as refused:
+            raise SessionElsewhere from refused
         ticket.entry, self._has_begun = entry, True
         ticket.accept()
         return began

@@ -42,6 +42,8 @@ async def follow_run(directory: Directory, run_id: str, after: str | None) -> As
     subscription: Subscription = await directory.bus.ask(Subscribe(run_id=run_id))
     try:
         ticket: RunTicket | None = await directory.supervisor.ask(FindTicket(run_id=run_id))
+        if ticket is not None and ticket.is_elsewhere:
+            ticket = None  # its events are published there; here the log is read as it grows
         if ticket is not None:
             # By way of the bus, so that it ends behind the run's last events.
             ticket.result.add_done_callback(lambda _: directory.bus.tell(Unsubscribe(subscription=subscription)))

@@ -31,7 +31,7 @@ from callboard_protocol.base import as_seconds, check_identifier
 from callboard_protocol.commands import (
     CancelRun,
     DrainRuns,
-    FindTicket,
+    FollowRun,
     RecoverRuns,
     SubmitRun,
     Subscribe,
@@ -376,7 +376,7 @@ class Runtime:
             UnknownRunError: there is no such run.
         """
         check_identifier(run_id, "run id")
-        ticket = await self._open.supervisor.ask(FindTicket(run_id=run_id))
+        ticket = await self._open.supervisor.ask(FollowRun(run_id=run_id), timeout=None)
         if ticket is not None:
             result: RunResult[Any] = await asyncio.shield(ticket.result)
             return result

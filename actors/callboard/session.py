@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from callboard_protocol.commands import AppendRecords, CloseRun, OpenSession, Sa
 from callboard_protocol.errors import CallboardError, FencedError
 from callboard_protocol.messages import Message
 from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
-from callboard_protocol.sessions import HeadFold, MemoryEntry, SessionCheckpoint, SessionHead
-from callboard_storage.store import Batch, Fence, Store, StoredRecord
+from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
+from callboard_protocol.states import RunState
+from callboard_storage.store import Batch, Fence, Lease, Store, StoredRecord
+
+logger = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -28,12 +32,14 @@ class OpenedSession:
         transcript: the messages up to there.
         state: its state then, as plain data; None where it has none.
         own: the run's own records, if it began before.
+        lease: the session's lock, which the attempt's first record takes and its last one gives back.
     """
 
     head: SessionHead
     transcript: list[Message]
     state: Any
     own: Sequence[StoredRecord]
+    lease: Lease
 
 
 class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheckpoint | CloseRun]):
@@ -51,11 +57,17 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._store = store
         self._fold: HeadFold | None = None
         self._state: Any = None
+        self._lease = store.lease()
         self._last_commit: LoopFuture[Any] | None = None
 
     @handles
     async def open(self, message: OpenSession) -> OpenedSession:
-        """Reads the log once and folds it: the transcript, the state, and what the run itself had written."""
+        """Reads the log once and folds it: the transcript, the state, and what the run itself had written.
+
+        The session is not locked by that: the first append takes the lock, and is refused if the log has moved on
+        since it was read.
+        """
+        self._lease = self._store.lease()
         return await self._load(message.run_id)
 
     @handles
@@ -64,7 +76,8 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
 
         Raises:
             UnpersistableValueError: a value cannot be stored; nothing was appended.
-            FencedError: the session has not been opened, or was refused since.
+            FencedError: the session has not been opened, was refused since, or was taken over by another.
+            SessionLockedError: another has its lock.
         """
         fold = self._fold
         if fold is None:
@@ -90,7 +103,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
             batch.put_head(fold.head())
         if message.checkpoint is not None:
             batch.put_checkpoint(self._stands(message.checkpoint, fold))
-        return self._commit(batch, Fence(first - 1), first)
+        return self._commit(batch, self._fence(first - 1, message.run), first)
 
     @handles
     def settle(self, message: SettleAppends) -> LoopFuture[Any] | None:
@@ -123,6 +136,25 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._fold = None
         self._state = None
         self._last_commit = None
+        if self._lease.token:
+            self._give_lock_back()
+
+    def _fence(self, follows: int, run: RunEntry | None) -> Fence:
+        """What the batch follows. A run's entry comes with the attempt's first record and with its last one."""
+        if run is None:
+            return Fence(follows, self._lease)
+        return Fence(follows, self._lease, takes=not self._lease.token, gives=run.state != RunState.RUNNING)
+
+    def _give_lock_back(self) -> None:
+        """The attempt ended without a last record: it was refused, or its run is to be carried on later."""
+        session_id, token = self._session_id, self._lease.token
+
+        def acknowledge(error: CallboardError | None) -> None:
+            if error is not None:
+                logger.warning("the lock of session %r (token %d) was not given back: %s", session_id, token, error)
+
+        batch = self._store.batch(session_id)
+        self._store.commit(batch, Fence(None, self._lease, gives=True), asyncio.get_running_loop(), acknowledge)
 
     def _stands(self, checkpoint: SessionCheckpoint, fold: HeadFold) -> SessionCheckpoint:
         return checkpoint.model_copy(
@@ -170,7 +202,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
             fold.add(stored.sequence, record)
         self._fold, self._state = fold, states[fold.state_sequence]
         head, state = before or (fold.head(), self._state)
-        return OpenedSession(head=head, transcript=transcript, state=state, own=own)
+        return OpenedSession(head=head, transcript=transcript, state=state, own=own, lease=self._lease)
 
 
 def _put_memory(batch: Batch, entries: Sequence[MemoryEntry]) -> None:

@@ -7,6 +7,10 @@ from callboard_protocol.runs import StopReason
 from callboard_protocol.tools import PendingCall
 
 
+class SessionElsewhere(BaseException):
+    """The attempt wrote nothing, because its session is in another process's hands; it begins again when it is free."""
+
+
 class StopRun(BaseException):
     """Ends the attempt from inside a step. Not an `Exception`, so that no pattern swallows it by accident.
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from callboard.active_sessions import ActiveSessions
-from callboard.admission import Admission
+from callboard.admission import ELSEWHERE, Admission
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.budgets import Budgets
@@ -16,8 +16,9 @@ from callboard.directory import Directory
 from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.neighbours import Neighbours
 from callboard.results import read_result
-from callboard.stops import StopRun
+from callboard.stops import SessionElsewhere, StopRun
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
@@ -28,6 +29,7 @@ from callboard_protocol.commands import (
     DrainRuns,
     DropAgent,
     FindTicket,
+    FollowRun,
     LeaveSlot,
     OpenRunAccount,
     RecoverRuns,
@@ -55,6 +57,7 @@ from callboard_protocol.trusted import trusted
 SupervisorCommand = (
     SubmitRun
     | FindTicket
+    | FollowRun
     | RecoverRuns
     | CancelRun
     | AdoptAgent
@@ -98,6 +101,12 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._stopped = 0
         self._recovered = 0
         self._draining: asyncio.Future[None] | None = None
+        self._neighbours = Neighbours(
+            directory.store,
+            freed=self._session_freed,
+            stopped=self._stopped_elsewhere,
+            someone_died=self._take_over_all,
+        )
         directory.describe = self._describe
 
     # ---- taking runs in
@@ -137,12 +146,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
                     return await self._submitted_before(ticket, stored)
             self._enqueue(ticket)
             if ticket.task is None and request.durable:
-                # Nothing of it is on disk until its turn comes, unless it is written now.
-                await write_entry(self._store, ticket.entry)
-                ticket.accept()
-                self._publish(
-                    ticket, "run.queued", {"reason": "slot" if self._admission.free_slots <= 0 else "session"}
-                )
+                await self._write_queued(ticket, "slot" if self._admission.free_slots <= 0 else "session")
             elif not request.durable:
                 ticket.accept()
             await asyncio.shield(ticket.accepted)
@@ -163,6 +167,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
             raise
         return ticket
 
+    async def _write_queued(self, ticket: RunTicket, reason: str) -> None:
+        """Nothing of a run is on disk until its turn comes, unless it is written now."""
+        if ticket.request.durable:
+            await write_entry(self._store, ticket.entry)
+        ticket.accept()
+        self._publish(ticket, "run.queued", {"reason": reason})
+
     async def _submitted_before(self, ticket: RunTicket, stored: RunEntry) -> RunTicket:
         """The ticket of a run that the store knows already."""
         _refuse_other(ticket.request, stored)
@@ -171,9 +182,22 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.finish(await read_result(self._store, stored, ticket.agent))
             del self._tickets[ticket.run_id]
         else:
+            await self._take_over_or_follow(ticket)
+        return ticket
+
+    async def _take_over_or_follow(self, ticket: RunTicket) -> None:
+        """Carry on with an unfinished run, or watch it if another living process has it."""
+        if await self._store.claim_unfinished(ticket.run_id):
             self._take_over(ticket)
             self._admit()
-        return ticket
+        else:
+            self._watch_elsewhere(ticket)
+
+    def _watch_elsewhere(self, ticket: RunTicket) -> None:
+        self._tickets[ticket.run_id] = ticket
+        ticket.is_elsewhere = True
+        ticket.accept()
+        self._neighbours.follow(ticket)
 
     def _refuse_when_full(self, request: RunRequest) -> None:
         limits, admission = self._limits, self._admission
@@ -207,27 +231,55 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Answers with the run's ticket, if it is in hand."""
         return self._tickets.get(message.run_id)
 
+    @handles(concurrent=True)
+    async def follow(self, message: FollowRun) -> RunTicket | None:
+        """Answers with the ticket of an unfinished run, whoever has it."""
+        ticket = self._tickets.get(message.run_id)
+        if ticket is None and await self._store.carried_elsewhere(message.run_id):
+            entry = await self._store.read_run(message.run_id)
+            if entry is not None and message.run_id not in self._tickets:
+                self._watch_elsewhere(self._ticket_of(entry))
+            ticket = self._tickets.get(message.run_id)
+        return ticket
+
     # ---- recovery
 
     @handles(concurrent=True)
     async def recover(self, message: RecoverRuns) -> int:
-        """Takes over what an earlier process left unfinished; the runs themselves go on in the background."""
+        """Takes over what earlier processes left unfinished, now and whenever another one dies; the runs themselves go
+        on in the background.
+        """
         # A supervisor that failed before this one has stopped them, and they may still be writing that down.
         await asyncio.gather(*self._directory.attempts, return_exceptions=True)
-        entries = await self._store.read_unfinished()
+        self._neighbours.call_the_roll()
+        return await self._take_over_all()
+
+    async def _take_over_all(self) -> int:
+        taken = 0
         # A session is that run's which has begun in it, also where an older one waits for its agent.
-        for entry in sorted(entries, key=lambda entry: entry.began_sequence is None):
-            if entry.run_id not in self._tickets:
-                agent = self._agents.get(entry.request.agent_id)
-                self._take_over(RunTicket(entry, agent, None if agent is None else agent.model))
-        self._recovered += len(entries)
+        for entry in sorted(await self._store.claim_unfinished(), key=lambda entry: entry.began_sequence is None):
+            ticket = self._tickets.get(entry.run_id)
+            if ticket is None:
+                ticket = self._ticket_of(entry)
+            elif not ticket.is_elsewhere:
+                continue
+            ticket.entry = entry
+            self._take_over(ticket)
+            taken += 1
+        self._recovered += taken
         self._admit()
-        return len(entries)
+        return taken
+
+    def _ticket_of(self, entry: RunEntry) -> RunTicket:
+        agent = self._agents.get(entry.request.agent_id)
+        return RunTicket(entry, agent, None if agent is None else agent.model)
 
     def _take_over(self, ticket: RunTicket) -> None:
         """Put an unfinished run of the store where it belongs: in the queue, on its session, or aside."""
         state = ticket.entry.state
         self._tickets[ticket.run_id] = ticket
+        self._neighbours.forget(ticket.run_id)
+        ticket.is_elsewhere = False
         self._last_order = max(self._last_order, ticket.entry.order)
         ticket.accept()
         if state == RunState.SUSPENDED:
@@ -244,7 +296,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         if ticket.entry.state == RunState.PARKED:
             ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
-        self._enqueue(ticket, admit=False)
+        if self._admission.holder_of(ticket.session_id) == ELSEWHERE and ticket.entry.began_sequence is not None:
+            # Its own runs have waited for the very run that is taken over now.
+            self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
+        else:
+            self._enqueue(ticket, admit=False)
 
     def _park(self, ticket: RunTicket) -> None:
         reason = f"agent {ticket.request.agent_id!r} is not registered"
@@ -261,7 +317,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Lets runs go on that were parked for want of this agent."""
         agent: Agent[Any, Any] = message.agent
         for ticket in list(self._tickets.values()):
-            if ticket.entry.state == RunState.PARKED and ticket.request.agent_id == agent.id:
+            is_parked = ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere
+            if is_parked and ticket.request.agent_id == agent.id:
                 ticket.agent, ticket.model = agent, agent.model
                 ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
                 if ticket.entry.began_sequence is None:
@@ -308,6 +365,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
         try:
             memory = None if agent.memory is None else self._sessions.memory_of(ticket.session_id, agent.memory)
             result = await RunAttempt(ticket, agent, active.session, memory, self._directory).perform()
+        except SessionElsewhere:
+            await self._stand_back(ticket)
+            return
         except BaseException as error:
             self._let_go(ticket)
             ticket.accept(error)
@@ -330,6 +390,31 @@ class RunSupervisor(Actor[SupervisorCommand]):
         )
         ticket.finish(result)
         self._admit()
+
+    async def _stand_back(self, ticket: RunTicket) -> None:
+        """Another process has the run's session: it waits for that without a slot, and begins again."""
+        refused = ticket.request.on_busy == "reject" and not ticket.accepted.done()
+        if self._draining is not None or refused:
+            self._let_go(ticket)
+            ticket.accept(RuntimeBusyError(f"session {ticket.session_id!r} has a run in another process"))
+            ticket.finish(interrupted(ticket.entry))
+            self._admit()
+            return
+        self._let_go(ticket, keeps_session=True)
+        self._admission.stand_back(ticket.entry.order, ticket.run_id, ticket.session_id)
+        self._neighbours.wait_for(ticket.session_id)
+        self._admit()
+        if not ticket.accepted.done():
+            await self._write_queued(ticket, "session")
+
+    def _session_freed(self, session_id: str) -> None:
+        self._admission.release(ELSEWHERE, session_id)
+        self._admit()
+
+    async def _stopped_elsewhere(self, ticket: RunTicket, entry: RunEntry) -> None:
+        ticket.entry = entry
+        self._tickets.pop(ticket.run_id, None)
+        ticket.finish(await read_result(self._store, entry, ticket.agent) if entry.state in FINAL else result_of(entry))
 
     def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> None:
         """What a run held goes back, whatever became of it."""
@@ -408,6 +493,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         ticket = self._tickets.get(message.run_id)
         if ticket is None:
             return False
+        if ticket.is_elsewhere:
+            raise RuntimeBusyError(
+                f"run {ticket.run_id!r} is carried by another process on this directory", hint="cancel it there"
+            )
         why = f"run {ticket.run_id} was cancelled: {message.reason or 'no reason given'}"
         error = RunCancelledError(why, hint="", context={"by": message.by})
         ticket.stopped_by, ticket.reason = message.by, message.reason
@@ -444,6 +533,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         loop = asyncio.get_running_loop()
         draining = self._draining = loop.create_future()
         self._sessions.close()
+        self._neighbours.close()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 # Nobody in this process hears of it again; on disk it keeps its place in the queue.
@@ -466,6 +556,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         traceback: TracebackType | None,
     ) -> None:
         """Stops every attempt: the supervisor that follows reads from the store what is to be carried on."""
+        self._neighbours.close()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -489,7 +580,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         return self._sessions.park(message.session_id)
 
     def _describe(self) -> RuntimeStats:
-        states = [ticket.entry.state for ticket in self._tickets.values()]
+        states = [ticket.entry.state for ticket in self._tickets.values() if not ticket.is_elsewhere]
         return RuntimeStats(
             running=self._running,
             queued=self._admission.queued,

@@ -30,6 +30,7 @@ class RunTicket:
         deadline: the timer of its `max_duration`.
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
+        is_elsewhere: whether another living process carries it.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class RunTicket:
         "entry",
         "has_slot",
         "is_at_work",
+        "is_elsewhere",
         "model",
         "reason",
         "result",
@@ -72,6 +74,7 @@ class RunTicket:
         self.reason = ""
         self.has_slot = False
         self.is_at_work = False
+        self.is_elsewhere = False
         self.deadline: asyncio.TimerHandle | None = None
 
     @property

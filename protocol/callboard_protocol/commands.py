@@ -65,8 +65,20 @@ class FindTicket(Request[Any]):
     run_id: str
 
 
+class FollowRun(Request[Any]):
+    """The `RunTicket` of an unfinished run that this process or another living one has; None if there is none.
+
+    Attributes:
+        run_id: which.
+    """
+
+    run_id: str
+
+
 class RecoverRuns(Request[int]):
-    """Take over every unfinished run of the store; answered with their number once each is queued or parked."""
+    """Take over every unfinished run that no living process has; answered with their number once each is queued or
+    parked.
+    """
 
 
 class ResumeRun(Request[Any]):

@@ -464,10 +464,18 @@ class StoreFullError(StoreError):
 
 
 class FencedError(StoreError):
-    """A write was refused: the session moved on under another owner, or past the sequence the writer followed."""
+    """A write was refused: another owner has the session's lock, or its log moved on past what the writer followed."""
 
     code = "fenced"
     default_hint = "this writer's view is stale: reload the session"
+
+
+class SessionLockedError(StoreError):
+    """A session's lock is held by another open store, in this process or in another one on the same directory."""
+
+    code = "session_locked"
+    default_hint = "wait until the run that holds it has ended"
+    default_retryable = True
 
 
 class DamagedRecordError(StoreError):

@@ -36,7 +36,7 @@ class SessionHead(Frozen):
         run_count: runs that began in it.
         active_run: the run that holds it; None when it is free.
         last_run: the run that began last.
-        fence: the token of its lock's last holder.
+        fence: the fencing token of its lock; 0 while nobody has it.
         created_at: unix seconds of its first run.
         updated_at: unix seconds of its last record.
     """

@@ -17,10 +17,10 @@ from callboard_protocol.states import UNFINISHED
 from callboard_storage import keys
 from callboard_storage.codec import encode
 
-Table: TypeAlias = Literal["heads", "checkpoints", "memory", "runs", "session_runs", "unfinished"]
+Table: TypeAlias = Literal["heads", "checkpoints", "memory", "runs", "session_runs", "unfinished", "locks"]
 """The tables beside the log."""
 
-TABLES: Final[tuple[Table, ...]] = ("heads", "checkpoints", "memory", "runs", "session_runs", "unfinished")
+TABLES: Final[tuple[Table, ...]] = ("heads", "checkpoints", "memory", "runs", "session_runs", "unfinished", "locks")
 
 Change: TypeAlias = tuple[Table, bytes, bytes | None]
 """A table, a key, and what it is to hold; None removes the key."""
@@ -33,6 +33,7 @@ class FrameBatch:
 
     Args:
         session_id: the session.
+        owner: the open store it is made by; a run's entry is that owner's from then on.
 
     Attributes:
         log: keys and frames of the records it appends, in order.
@@ -48,11 +49,12 @@ class FrameBatch:
         InvalidIdentifierError: the session id cannot be stored.
     """
 
-    __slots__ = ("changes", "first", "grows", "last", "log", "log_size", "prefix", "session_id", "size")
+    __slots__ = ("changes", "first", "grows", "last", "log", "log_size", "owner", "prefix", "session_id", "size")
 
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, owner: bytes = b"") -> None:
         self.prefix = keys.session_prefix(session_id)
         self.session_id = session_id
+        self.owner = owner
         self.log: list[tuple[bytes, bytes]] = []
         self.changes: list[Change] = []
         self.first = -1
@@ -92,7 +94,7 @@ class FrameBatch:
         self._check_session(entry.session_id)
         key = keys.run_key(entry.run_id)
         self._change("runs", key, encode(key, entry))
-        self._change("unfinished", key, b"" if entry.state in UNFINISHED else None)
+        self._change("unfinished", key, self.owner if entry.state in UNFINISHED else None)
         self._change("session_runs", keys.name_key(self.prefix, entry.run_id, "run id"), b"")
 
     def put_checkpoint(self, checkpoint: SessionCheckpoint) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pykka
 
-from callboard_protocol.errors import StoreClosedError, StoreOpenError
+from callboard_protocol.errors import ForkedError, StoreClosedError, StoreOpenError
 from callboard_storage import doors
 from callboard_storage.fencing import Refusals
 from callboard_storage.lmdb_environment import LmdbEnvironment
-from callboard_storage.locks import DirectoryLock
+from callboard_storage.locks import DirectoryTurn, Owner, Owners, one_opens_at_a_time
 from callboard_storage.write_queue import WriteQueue
 from callboard_storage.writer import StoreWriter, Wake
 
@@ -40,6 +40,7 @@ class DataDirectory:
         environment: the LMDB environment.
         queue: what waits for the writer.
         refusals: sessions that were refused and do not know it yet.
+        owners: who has the directory open, in this process and in others.
         reader: the one thread for long reads.
         is_forked: whether this is a forked child's copy, in which nothing may be used.
     """
@@ -51,13 +52,18 @@ class DataDirectory:
         self.is_forked = False
         self.queue = WriteQueue(self._wake)
         self.refusals = Refusals()
-        self._lock = DirectoryLock(path)
+        self.owners = Owners(path)
+        self._ours: set[Owner] = set()
         with ExitStack() as opened:
-            self._lock.acquire()
-            opened.callback(self._lock.release)
-            self.environment = LmdbEnvironment(path, map_size)
+            with one_opens_at_a_time(path):
+                self._turn = DirectoryTurn(path)
+                opened.callback(self._turn.end)
+                self.environment = LmdbEnvironment(path, map_size)
             opened.callback(self.environment.close)
-            self._writer = StoreWriter.start_unregistered(self.environment, self.queue, self.refusals, max_bytes)
+            opened.callback(self._resign_all)
+            self._writer = StoreWriter.start_unregistered(
+                self.environment, self.queue, self.refusals, self.owners, max_bytes
+            )
             opened.callback(self._writer.stop)
             self.reader = ThreadPoolExecutor(1, thread_name_prefix="callboard-reader")
             opened.callback(self.reader.shutdown)
@@ -67,14 +73,36 @@ class DataDirectory:
         """Have the writer free the reader slots of dead processes."""
         self._writer.tell(Wake.CHECK_READERS)
 
+    def enter(self) -> Owner:
+        """An owner for one more store that uses this directory. Blocks.
+
+        Raises:
+            StoreOpenError: its file cannot be made.
+        """
+        owner = self.owners.register()
+        self._ours.add(owner)
+        return owner
+
+    def leave(self, owner: Owner) -> None:
+        """A store is closed: once what it committed is written, its sessions are free. Blocks."""
+        self._writer.ask(Wake.WRITE)
+        self._ours.discard(owner)
+        owner.resign()
+
     def close(self) -> None:
         """Write what waits, then close everything."""
         self._close()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: use nothing and close nothing but the owner file."""
+        """In a forked child: use nothing and close nothing but the files whose locks would outlive the parent."""
         self.is_forked = True
-        self._lock.leave_to_parent()
+        self._turn.end()
+        for owner in self._ours:
+            owner.leave_to_parent()
+
+    def _resign_all(self) -> None:
+        for owner in self._ours:
+            owner.resign()
 
     def _wake(self) -> None:
         try:
@@ -100,12 +128,15 @@ def acquire(
 
     Raises:
         StoreOpenError: it cannot be opened, or is open in this process with other options.
-        StoreInUseError: another process has it open.
+        ForkedError: it was open in the parent of this process when that forked.
+        StoreInUseError: another process replaces its files, or does not come to an end of opening it.
         StoreVersionError: a newer release or another engine wrote it.
     """
     doors.check_platform()
     real = doors.prepare_directory(path)
     with _opening:
+        if any(directory.path == real for directory in _left):
+            raise ForkedError(f"the store at {real} was opened by the parent of this process")
         directory = _open.get(real)
         if directory is None:
             doors.check_file_system(real, kind_of)

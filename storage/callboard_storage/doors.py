@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from callboard_protocol.errors import StoreOpenError, StoreVersionError
-from callboard_storage.locks import OWNER_FILE
+from callboard_storage.locks import ALIVE_DIRECTORY
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ def prepare_directory(path: str | os.PathLike[str]) -> Path:
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise StoreOpenError(f"{directory} is not writable", hint="give a directory this process may write to")
     if DATA_FILE not in entries:
-        foreign = [name for name in entries if name not in {OWNER_FILE, LOCK_FILE, "lost+found"} and name[0] != "."]
+        foreign = [
+            name for name in entries if name not in {ALIVE_DIRECTORY, LOCK_FILE, "lost+found"} and name[0] != "."
+        ]
         if foreign:
             raise StoreOpenError(
                 f"{directory} holds something else: {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}",

@@ -1,7 +1,12 @@
 """Which batches may be written: pure rules, the same for every backend.
 
-A batch with a fence is written if the session's log ends where the batch says it does. If the log is past that point
-and the very frames are there, the batch is a replay and succeeds without being written again. Else it is refused.
+A batch with a fence is written if the session's lock is its writer's and the log ends where the batch says it does. If
+the log is past that point and the very frames are there, the batch is a replay and succeeds without being written
+again. Else it is refused. Lock and log are looked at in the transaction that writes, so a writer that was stopped for a
+while and wakes up when another has taken its session over (a zombie) writes nothing.
+
+A lock names its holder: a token that is never used again, and an owner. Whoever wants it may take it when there is no
+holder, when the holder is not alive, or when it is an earlier lease of the same owner, whose runs take turns anyway.
 
 A refusal must also stop what the session committed before it knew: those batches follow records that were never
 written, and one of them could meet a log that happens to end at its fence. So from a refusal until it is *delivered*,
@@ -11,13 +16,38 @@ the delivery is judged by its fence alone: by then the session has had the chanc
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
+from typing import Final, NamedTuple
 
-from callboard_protocol.errors import CallboardError, FencedError, UsageError
+from callboard_protocol.errors import CallboardError, FencedError, SessionLockedError, UsageError
 from callboard_storage.batch import FrameBatch
 from callboard_storage.store import Batch, Fence
+
+OWNER_BYTES: Final = 16
+"""How long an owner's id is: random, so that nobody ever has it again."""
+
+_HOLDER = struct.Struct(f">Q{OWNER_BYTES}s")
+
+
+class Holder(NamedTuple):
+    """Who has a session's lock."""
+
+    token: int
+    owner: bytes
+
+    def pack(self) -> bytes:
+        """As a row of the table of locks."""
+        return _HOLDER.pack(self.token, self.owner)
+
+
+def holder_in(row: bytes | None) -> Holder | None:
+    """Who a row of the table of locks names. A row that is damaged names somebody who is not alive."""
+    if row is None:
+        return None
+    return Holder(*_HOLDER.unpack(row)) if len(row) == _HOLDER.size else Holder(0, b"")
 
 
 class Verdict(Enum):
@@ -27,18 +57,33 @@ class Verdict(Enum):
     REPLAY = auto()
 
 
-def check_shape(batch: Batch, fence: Fence | None) -> FrameBatch:
+def check_shape(batch: Batch, fence: Fence | None, owner: bytes) -> FrameBatch:
     """The batch as this package's own, if it and its fence go together.
+
+    Args:
+        batch: what is to be committed.
+        fence: what it follows.
+        owner: the open store it is committed to.
 
     Raises:
         UsageError: it appends records without a fence, or elsewhere than behind its fence, or is not from this store.
     """
     if type(batch) is not FrameBatch:
         raise UsageError(f"a {type(batch).__name__} is no batch of this store", hint="use store.batch(session_id)")
+    if batch.owner != owner:
+        raise UsageError(
+            f"the batch for session {batch.session_id!r} was made by another store, or before this one was opened",
+            hint="use store.batch(session_id)",
+        )
+    if fence is not None and fence.lease is not None and fence.lease.owner != owner:
+        raise UsageError(
+            f"the lease for session {batch.session_id!r} was made by another store, or before this one was opened",
+            hint="use store.lease()",
+        )
     if batch.log:
         if fence is None:
             raise UsageError(f"a batch that appends to session {batch.session_id!r} needs a fence")
-        if batch.first != fence.follows + 1:
+        if fence.follows is None or batch.first != fence.follows + 1:
             raise UsageError(
                 f"the batch for session {batch.session_id!r} starts at sequence {batch.first}, its fence follows "
                 f"{fence.follows}"
@@ -47,23 +92,95 @@ def check_shape(batch: Batch, fence: Fence | None) -> FrameBatch:
 
 
 def judge(
-    batch: FrameBatch, fence: Fence | None, last: int, frame_at: Callable[[bytes], bytes | None]
-) -> Verdict | FencedError:
+    batch: FrameBatch,
+    fence: Fence,
+    last: int,
+    holder: Holder | None,
+    *,
+    is_alive: Callable[[bytes], bool],
+    frame_at: Callable[[bytes], bytes | None],
+) -> Verdict | FencedError | SessionLockedError:
     """Whether a batch is written, was written before, or is refused.
 
     Args:
         batch: the batch.
-        fence: what it follows.
+        fence: who writes it, and what it follows.
         last: the sequence the session's log ends at; -1 where it is empty.
+        holder: who has the session's lock.
+        is_alive: whether an owner lives.
         frame_at: the stored frame under a log key.
     """
-    if fence is None or fence.follows == last:
+    refusal = _refused_lock(batch.session_id, fence, holder, is_alive)
+    if refusal is None and fence.follows in {last, None}:
         return Verdict.WRITE
     if batch.log and batch.last <= last and all(frame_at(key) == frame for key, frame in batch.log):
         return Verdict.REPLAY
-    return FencedError(
+    return refusal or FencedError(
         f"session {batch.session_id!r} ends at sequence {last}; the batch follows {fence.follows}",
         context={"session_id": batch.session_id, "last": last, "follows": fence.follows},
+    )
+
+
+def expected_token(fence: Fence) -> int:
+    """The token a session's lock has where a batch needs no further look at who holds it; 0 is no lock at all."""
+    lease = fence.lease
+    if lease is None:
+        return 0
+    return lease.token or (0 if fence.takes else -1)
+
+
+def claimable(rows: Iterable[tuple[bytes, bytes]], owner: bytes, is_alive: Callable[[bytes], bool]) -> list[bytes]:
+    """The keys of unfinished runs that are an owner's, or nobody's who is alive.
+
+    Args:
+        rows: keys, and whose they are.
+        owner: who claims.
+        is_alive: whether an owner lives; asked once for each.
+    """
+    lives = {owner: False}
+    found = []
+    for key, theirs in rows:
+        if theirs not in lives:
+            lives[theirs] = is_alive(theirs)
+        if not lives[theirs]:
+            found.append(key)
+    return found
+
+
+def refuse_if_locked(session_id: str, holder: Holder | None, is_alive: Callable[[bytes], bool]) -> None:
+    """Raise if someone alive has a session's lock.
+
+    Raises:
+        SessionLockedError: someone has.
+    """
+    if holder is not None and is_alive(holder.owner):
+        raise _locked(session_id, holder)
+
+
+def _refused_lock(
+    session_id: str, fence: Fence, holder: Holder | None, is_alive: Callable[[bytes], bool]
+) -> FencedError | SessionLockedError | None:
+    lease = fence.lease
+    if lease is not None:
+        if lease.token and holder == (lease.token, lease.owner):
+            return None
+        if not fence.takes:
+            return FencedError(
+                f"session {session_id!r} was taken over: this writer's lock had token {lease.token}, "
+                + ("nobody has it now" if holder is None else f"the lock now has token {holder.token}"),
+                context={"session_id": session_id, "token": lease.token},
+            )
+        if holder is not None and holder.owner == lease.owner:
+            return None
+    if holder is None or not is_alive(holder.owner):
+        return None
+    return _locked(session_id, holder)
+
+
+def _locked(session_id: str, holder: Holder) -> SessionLockedError:
+    return SessionLockedError(
+        f"session {session_id!r} is locked by another open store (token {holder.token})",
+        context={"session_id": session_id, "token": holder.token, "owner": holder.owner.hex()},
     )
 
 

@@ -45,6 +45,7 @@ LARGEST_MAP: Final = 1 << 40
 SMALLEST_MAP: Final = 1 << 36
 MAX_READERS: Final = 2048
 
+_LAST_TOKEN = b"token"
 _LOCK_FILE_BYTES = 4096 + MAX_READERS * 64
 """A header, and a slot per reader."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -71,7 +72,7 @@ class ReadTransaction:
         self._transaction = transaction
         self._databases = databases
 
-    def get(self, table: Table, key: bytes) -> bytes | None:
+    def get(self, table: str, key: bytes) -> bytes | None:
         """The value under a key."""
         return self._transaction.get(key, db=self._databases[table])
 
@@ -151,6 +152,17 @@ class WriteTransaction:
         """The frame under a log key."""
         return self._transaction.get(key, db=self._databases["log"])
 
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value under a key."""
+        return self._transaction.get(key, db=self._databases[table])
+
+    def next_token(self) -> int:
+        """A fencing token no lock of this directory has had before."""
+        meta = self._databases["meta"]
+        token = int.from_bytes(self._transaction.get(_LAST_TOKEN, b"", db=meta), "big") + 1
+        self._transaction.put(_LAST_TOKEN, keys.pack_sequence(token), db=meta)
+        return token
+
     def write(self, table: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Put rows, replacing what their keys held."""
         with self._transaction.cursor(self._databases[table]) as cursor:
@@ -184,7 +196,7 @@ class WriteTransaction:
         """Make it durable.
 
         Raises:
-            lmdb.Error: it could not be; whether any of it is on disk is known after `LmdbEnvironment.settle`.
+            lmdb.Error: it could not be; whether any of it is on disk is seen after `LmdbEnvironment.reopen`.
         """
         self._transaction.commit()
 
@@ -236,20 +248,17 @@ class LmdbEnvironment:
         environment, databases = self._opened
         return WriteTransaction(environment.begin(write=True), databases)
 
-    def settle(self, transaction_id: int) -> bool:
-        """After a commit that failed: open the environment anew and see whether the transaction is on disk after all.
+    def reopen(self) -> None:
+        """After a commit that failed: open the environment anew, and have the disk keep all that is found in it.
 
         Raises:
             StoreError: it cannot be opened any more.
+            lmdb.Error: the disk refuses.
         """
         with self._swap:
             self._opened[0].close()
             self._opened = self._open()
-            environment = self._opened[0]
-            is_there = environment.info()["last_txnid"] >= transaction_id
-            if is_there:
-                environment.sync(True)
-            return is_there
+            self._opened[0].sync(True)
 
     def check_readers(self) -> int:
         """Free the reader slots of dead processes; returns how many there were."""

@@ -15,14 +15,16 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
-from callboard_storage.fencing import check_shape
+from callboard_storage.fencing import check_shape, claimable, holder_in, refuse_if_locked
 from callboard_storage.lmdb_environment import ReadTransaction, WriteTransaction
+from callboard_storage.locks import Owner
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
     Batch,
     Deletion,
     Fence,
+    Lease,
     StoredRecord,
     StoreFigures,
 )
@@ -56,6 +58,8 @@ class LmdbStore:
         self._max_bytes = max_bytes
         self._kind_of_file_system = kind_of_file_system
         self._directory: DataDirectory | None = None
+        self._owner: Owner | None = None
+        self._seen_alive: set[bytes] = set()
         self._reader_check: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -63,22 +67,14 @@ class LmdbStore:
 
         Raises:
             StoreOpenError: it cannot be opened; the error says what to do.
-            StoreInUseError: another process has it open; the error names its pid.
+            StoreInUseError: its files are being replaced by another process.
             StoreVersionError: a newer release or another engine wrote it.
         """
         if self._directory is not None:
             return
-        acquired = _on_own_thread(
-            partial(
-                data_directory.acquire,
-                self._path,
-                map_size=self._map_size,
-                max_bytes=self._max_bytes,
-                kind_of=self._kind_of_file_system,
-            )
-        )
+        acquired = _on_own_thread(self._acquire)
         try:
-            self._directory = await asyncio.shield(acquired)
+            self._directory, self._owner = await asyncio.shield(acquired)
         except asyncio.CancelledError:
             acquired.add_done_callback(_give_back)
             raise
@@ -87,21 +83,26 @@ class LmdbStore:
     async def close(self) -> None:
         """Commit what waits, then close. Closing twice is harmless."""
         directory, self._directory = self._directory, None
+        owner, self._owner = self._owner, None
         if self._reader_check is not None:
             self._reader_check.cancel()
-        if directory is not None:
-            await asyncio.shield(_on_own_thread(partial(data_directory.release, directory)))
+        if directory is not None and owner is not None:
+            await asyncio.shield(_on_own_thread(partial(_release, directory, owner)))
+
+    def lease(self) -> Lease:
+        """A lease for one session."""
+        return Lease(self._own_id)
 
     def batch(self, session_id: str) -> FrameBatch:
         """An empty batch for one session."""
-        return FrameBatch(session_id)
+        return FrameBatch(session_id, b"" if self._owner is None else self._owner.id)
 
     def commit(
         self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
     ) -> None:
         """Put the batch in line for the next transaction."""
         directory = self._opened()
-        frames = check_shape(batch, fence)
+        frames = check_shape(batch, fence, self._own_id)
         directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp))
 
     async def read_head(self, session_id: str) -> SessionHead | None:
@@ -144,6 +145,39 @@ class LmdbStore:
         """The entries of all runs that have not ended."""
         return await self._read_on_thread(reading.unfinished)
 
+    async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
+        """The entries of unfinished runs that are this open store's, those of the dead included."""
+        directory, own = self._opened(), self._own_id
+        # Looked at first: who dies later is missed by nobody, because `others_died` remembers them.
+        self._seen_alive |= directory.owners.living()
+
+        def claim(transaction: WriteTransaction) -> set[bytes]:
+            rows = reading.owners_of_unfinished(transaction.snapshot(), run_id)
+            claimed = claimable(rows, own, directory.owners.is_alive)
+            transaction.write("unfinished", [(key, own) for key in claimed])
+            return set(claimed)
+
+        claimed = await self._operate(claim)
+        return await self._read_on_thread(lambda snapshot: reading.unfinished(snapshot, claimed))
+
+    async def others_died(self) -> bool:
+        """Whether an owner that was alive at the last look no longer is."""
+        living = self._opened().owners.living()
+        have_died = not self._seen_alive <= living
+        self._seen_alive = living
+        return have_died
+
+    async def carried_elsewhere(self, run_id: str) -> bool:
+        """Whether a run has not ended and is another open store's, which is alive."""
+        is_alive, own = self._opened().owners.is_alive, self._own_id
+        owners = self._read(lambda snapshot: reading.owners_of_unfinished(snapshot, run_id))
+        return any(owner != own and is_alive(owner) for _, owner in owners)
+
+    async def held_elsewhere(self, session_id: str) -> bool:
+        """Whether a session is in other hands than this open store's."""
+        is_alive, own = self._opened().owners.is_alive, self._own_id
+        return self._read(lambda snapshot: reading.is_held_elsewhere(snapshot, session_id, own, is_alive))
+
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
         return await self._read_anywhere(limit, lambda snapshot: reading.runs(snapshot, after, limit))
@@ -162,26 +196,14 @@ class LmdbStore:
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
-        directory = self._opened()
         prefix = keys.session_prefix(session_id)
-        loop = asyncio.get_running_loop()
-        deleted: asyncio.Future[Deletion] = loop.create_future()
-        removed: list[Deletion] = []
+        owners = self._opened().owners
 
-        def work(transaction: WriteTransaction) -> int:
-            removed.append(_delete(transaction, prefix))
-            return removed[-1].total
+        def delete(transaction: WriteTransaction) -> Deletion:
+            refuse_if_locked(session_id, holder_in(transaction.get("locks", prefix[:-1])), owners.is_alive)
+            return _delete(transaction, prefix)
 
-        def done(_: int, error: CallboardError | None) -> None:
-            if deleted.done():
-                return
-            if error is not None:
-                deleted.set_exception(error)
-            else:
-                deleted.set_result(removed[-1])
-
-        directory.queue.put(Operation(work, loop, done))
-        return await deleted
+        return await self._operate(delete)
 
     async def figures(self) -> StoreFigures:
         """What it holds."""
@@ -202,6 +224,38 @@ class LmdbStore:
             )
 
         return await self._read_on_thread(count)
+
+    def _acquire(self) -> tuple[DataDirectory, Owner]:
+        directory = data_directory.acquire(
+            self._path, map_size=self._map_size, max_bytes=self._max_bytes, kind_of=self._kind_of_file_system
+        )
+        try:
+            return directory, directory.enter()
+        except BaseException:
+            data_directory.release(directory)
+            raise
+
+    @property
+    def _own_id(self) -> bytes:
+        if self._owner is None:
+            raise StoreClosedError(f"the store at {os.fspath(self._path)} is not open")
+        return self._owner.id
+
+    async def _operate(self, work: Callable[[WriteTransaction], ResultT]) -> ResultT:
+        """Do some work that has the write transaction to itself, in its turn among the commits."""
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[ResultT] = loop.create_future()
+
+        def done(result: ResultT, error: CallboardError | None) -> None:
+            if answered.done():
+                return
+            if error is not None:
+                answered.set_exception(error)
+            else:
+                answered.set_result(result)
+
+        self._opened().queue.put(Operation(work, loop, done))
+        return await answered
 
     def _opened(self) -> DataDirectory:
         directory = self._directory
@@ -241,9 +295,15 @@ def _on_own_thread(work: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
         executor.shutdown(wait=False)
 
 
-def _give_back(acquired: asyncio.Future[DataDirectory]) -> None:
+def _release(directory: DataDirectory, owner: Owner) -> None:
+    if not directory.is_forked:
+        directory.leave(owner)
+    data_directory.release(directory)
+
+
+def _give_back(acquired: asyncio.Future[tuple[DataDirectory, Owner]]) -> None:
     if not acquired.cancelled() and acquired.exception() is None:
-        data_directory.release(acquired.result())
+        _release(*acquired.result())
 
 
 def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
@@ -253,6 +313,7 @@ def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
         if transaction.snapshot().get("unfinished", run) is None:
             transaction.delete("session_runs", key)
             runs += int(transaction.delete("runs", run))
+    transaction.delete("locks", prefix[:-1])
     return Deletion(
         records=transaction.delete_prefix("log", prefix),
         heads=int(transaction.delete("heads", prefix[:-1])),

@@ -8,6 +8,7 @@ rely on an answer that a disk cannot give.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -17,9 +18,19 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage import keys, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
-from callboard_storage.fencing import Refusals, Verdict, check_shape, judge
+from callboard_storage.fencing import (
+    OWNER_BYTES,
+    Holder,
+    Refusals,
+    Verdict,
+    check_shape,
+    claimable,
+    holder_in,
+    judge,
+    refuse_if_locked,
+)
 from callboard_storage.reading import Rows
-from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, StoredRecord, StoreFigures
+from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, Lease, StoredRecord, StoreFigures
 
 
 class _Session:
@@ -37,7 +48,7 @@ class _Tables:
 
     def __init__(self) -> None:
         self.sessions: dict[bytes, _Session] = {}
-        self.shared: dict[Table, dict[bytes, bytes]] = {"heads": {}, "runs": {}, "unfinished": {}}
+        self.shared: dict[Table, dict[bytes, bytes]] = {"heads": {}, "runs": {}, "unfinished": {}, "locks": {}}
         self.bytes_used = 0
         self._sorted: dict[Table, list[bytes]] = {}
 
@@ -70,6 +81,7 @@ class _Tables:
         if prefix[:-1] in self.shared["heads"]:
             self.change(session, "heads", prefix[:-1], None)
             heads = 1
+        self.change(session, "locks", prefix[:-1], None)
         for key in runs:
             run = key[len(prefix) :]
             if run in self.shared["unfinished"]:
@@ -117,27 +129,34 @@ class MemoryStore:
         self._refusals = Refusals()
         self._answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
         self._lock = threading.Lock()
-        self._is_open = False
+        self._owner = b""
+        self._last_token = 0
         self._commits = 0
         self._batches = 0
 
     async def open(self) -> None:
         """Open it; nothing can fail."""
-        self._is_open = True
+        self._owner = self._owner or secrets.token_bytes(OWNER_BYTES)
 
     async def close(self) -> None:
         """Close it; what it holds stays."""
-        self._is_open = False
+        self._owner = b""
+
+    def lease(self) -> Lease:
+        """A lease for one session."""
+        self._check_open()
+        return Lease(self._owner)
 
     def batch(self, session_id: str) -> FrameBatch:
         """An empty batch for one session."""
-        return FrameBatch(session_id)
+        return FrameBatch(session_id, self._owner)
 
     def commit(
         self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
     ) -> None:
         """Write the batch; the acknowledgement comes in a later turn of `loop`, one turn for a burst of commits."""
-        frames = check_shape(batch, fence)
+        self._check_open()
+        frames = check_shape(batch, fence, self._owner)
         with self._lock:
             self._check_open()
             error = self._take(frames, fence)
@@ -167,6 +186,26 @@ class MemoryStore:
         """The entries of all runs that have not ended."""
         return reading.unfinished(self._snapshot())
 
+    async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
+        """The entries of unfinished runs: they belong to whoever has the store open."""
+        with self._lock:
+            tables = self._snapshot()
+            claimed = claimable(reading.owners_of_unfinished(tables, run_id), self._owner, self._is_alive)
+            tables.shared["unfinished"].update(dict.fromkeys(claimed, self._owner))
+        return reading.unfinished(tables, set(claimed))
+
+    async def others_died(self) -> bool:
+        """Never: there are no others."""
+        return False
+
+    async def carried_elsewhere(self, run_id: str) -> bool:
+        """Never: there are no others."""
+        return False
+
+    async def held_elsewhere(self, session_id: str) -> bool:
+        """Whether a session is in other hands than those that have this store open now."""
+        return reading.is_held_elsewhere(self._snapshot(), session_id, self._owner, self._is_alive)
+
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
         return reading.runs(self._snapshot(), after, limit)
@@ -185,9 +224,11 @@ class MemoryStore:
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
+        prefix = keys.session_prefix(session_id)
         with self._lock:
             self._check_open()
-            return self._tables.delete_session(keys.session_prefix(session_id))
+            refuse_if_locked(session_id, holder_in(self._tables.get("locks", prefix[:-1])), self._is_alive)
+            return self._tables.delete_session(prefix)
 
     async def figures(self) -> StoreFigures:
         """What it holds."""
@@ -204,7 +245,7 @@ class MemoryStore:
         )
 
     def _check_open(self) -> None:
-        if not self._is_open:
+        if not self._owner:
             raise StoreClosedError("the store is not open")
 
     def _snapshot(self) -> _Tables:
@@ -218,12 +259,21 @@ class MemoryStore:
                 standing = self._refusals.standing(batch.session_id, self._refusals.stamp)
                 if standing is not None:
                     return standing
-            if fence.follows != len(session.log) - 1:
-                verdict = judge(batch, fence, len(session.log) - 1, lambda key: session.log[keys.sequence_of(key)][1])
-                if isinstance(verdict, Verdict):
-                    return None
+            verdict = judge(
+                batch,
+                fence,
+                len(session.log) - 1,
+                holder_in(self._tables.get("locks", batch.prefix[:-1])),
+                is_alive=self._is_alive,
+                frame_at=lambda key: session.log[keys.sequence_of(key)][1],
+            )
+            if verdict is Verdict.REPLAY:
+                return None
+            if verdict is not Verdict.WRITE:
                 self._refusals.refuse(batch.session_id, verdict)
                 return verdict
+            if fence.lease is not None:
+                self._pass_lock(batch, session, fence, fence.lease)
         session.log += batch.log
         for table, key, value in batch.changes:
             self._tables.change(session, table, key, value)
@@ -231,6 +281,19 @@ class MemoryStore:
         self._commits += 1
         self._batches += 1
         return None
+
+    def _pass_lock(self, batch: FrameBatch, session: _Session, fence: Fence, lease: Lease) -> None:
+        """Take the session's lock with a batch that is written, or give it back."""
+        key = batch.prefix[:-1]
+        if fence.gives:
+            self._tables.change(session, "locks", key, None)
+            lease.token = 0
+        elif fence.takes and holder_in(self._tables.get("locks", key)) != (lease.token, lease.owner):
+            lease.token = self._last_token = self._last_token + 1
+            self._tables.change(session, "locks", key, Holder(lease.token, lease.owner).pack())
+
+    def _is_alive(self, owner: bytes) -> bool:
+        return owner == self._owner
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

@@ -7,7 +7,7 @@ next await.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol, cast
 
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
@@ -16,6 +16,7 @@ from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, Session
 from callboard_storage import keys
 from callboard_storage.batch import Table
 from callboard_storage.codec import decode
+from callboard_storage.fencing import Holder, holder_in
 from callboard_storage.store import StoredRecord
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None
             raise
         except DamagedRecordError as error:
             logger.warning("the head of session %r is damaged and is rebuilt from its log: %s", session_id, error)
+    holder = holder_of(snapshot, session_id)
+    if holder is not None:
+        head = head.model_copy(update={"fence": holder.token})
     return head, max(last + 1 - head.next_sequence, 0)
 
 
@@ -114,10 +118,17 @@ def runs(snapshot: Snapshot, after: str | None, limit: int) -> list[RunEntry]:
     return [decode(key, frame, RunEntry) for key, frame in rows]
 
 
-def unfinished(snapshot: Snapshot) -> list[RunEntry]:
-    """Entries of runs that have not ended, in admission order; a damaged one is left out and logged."""
+def unfinished(snapshot: Snapshot, only: Container[bytes] | None = None) -> list[RunEntry]:
+    """Entries of runs that have not ended, in admission order; a damaged one is left out and logged.
+
+    Args:
+        snapshot: where they are.
+        only: keys of the runs that are asked for; all where None.
+    """
     entries = []
     for key, _ in snapshot.rows("unfinished"):
+        if only is not None and key not in only:
+            continue
         frame = snapshot.get("runs", key)
         try:
             entries.append(decode(key, frame or b"", RunEntry))
@@ -125,6 +136,32 @@ def unfinished(snapshot: Snapshot) -> list[RunEntry]:
             logger.exception("run %r is left out of recovery", key.decode(errors="replace"), exc_info=error)
     entries.sort(key=lambda entry: (entry.order, entry.run_id))
     return entries
+
+
+def owners_of_unfinished(snapshot: Snapshot, run_id: str | None = None) -> Rows:
+    """Keys of unfinished runs and whose they are: all, or one's."""
+    if run_id is None:
+        return snapshot.rows("unfinished")
+    key = keys.run_key(run_id)
+    owner = snapshot.get("unfinished", key)
+    return [] if owner is None else [(key, owner)]
+
+
+def is_held_elsewhere(snapshot: Snapshot, session_id: str, own: bytes, is_alive: Callable[[bytes], bool]) -> bool:
+    """Whether a session is in other hands than an owner's: see `Store.held_elsewhere`."""
+    holder = holder_of(snapshot, session_id)
+    if holder is not None and holder.owner != own and is_alive(holder.owner):
+        return True
+    # The run that is active changes only together with the head, so a head that lags knows it too.
+    stored, _ = stored_head(snapshot, session_id)
+    if stored is None or stored.active_run is None:
+        return False
+    return snapshot.get("unfinished", keys.run_key(stored.active_run)) not in {None, own}
+
+
+def holder_of(snapshot: Snapshot, session_id: str) -> Holder | None:
+    """Who has a session's lock."""
+    return holder_in(snapshot.get("locks", keys.session_prefix(session_id)[:-1]))
 
 
 def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:

@@ -22,18 +22,38 @@ RECORDS_READ_ON_LOOP = 64
 """A longer read goes to a reader thread, so that no read holds the loop up."""
 
 
+class Lease:
+    """A session's lock as one writer has it, or wants it. Made by `Store.lease`; changed by the store alone.
+
+    Args:
+        owner: the open store the writer works with.
+
+    Attributes:
+        token: its fencing token, which no lock of this directory ever had or will have again; 0 while it is not held.
+    """
+
+    __slots__ = ("owner", "token")
+
+    def __init__(self, owner: bytes) -> None:
+        self.owner = owner
+        self.token = 0
+
+
 class Fence(NamedTuple):
     """Who may append to a session, and after what.
 
     Attributes:
-        follows: the sequence of the session's last record as the writer knows it; -1 for an empty log.
-        token: the fencing token of the writer's session lock; 0 where locks are the process's own.
-        owner: who holds the lock.
+        follows: the sequence of the session's last record as the writer knows it; -1 for an empty log. None is
+            wherever it ends, for a batch that appends nothing.
+        lease: the writer's lock. None is a lone batch: it is written if nobody has the session locked.
+        takes: take the lock with this batch, if the writer does not have it yet.
+        gives: give it back with this batch.
     """
 
-    follows: int
-    token: int = 0
-    owner: bytes = b""
+    follows: int | None
+    lease: Lease | None = None
+    takes: bool = False
+    gives: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +170,10 @@ class Store(Protocol):
         """Commit what waits, then close. Closing twice is harmless."""
         ...
 
+    def lease(self) -> Lease:
+        """A lease for one session, whose lock it does not hold yet."""
+        ...
+
     def batch(self, session_id: str) -> Batch:
         """An empty batch for one session.
 
@@ -163,12 +187,16 @@ class Store(Protocol):
     ) -> None:
         """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in the order of the commits.
 
-        All of the batch becomes durable, or none of it. With a fence, the session's log must end at `fence.follows`:
-        otherwise the batch is refused with `FencedError`, unless the very records it appends are already there (same
-        sequences, same frames), which counts as success: a repeated commit is harmless. Without a fence the batch
-        may hold no log record. Batches of one session are applied in the order they were given. After a refusal, the
-        session's fenced batches are refused too until the refusal has been acknowledged, and so is each one that was
-        committed before that; later ones are judged by their fence alone.
+        All of the batch becomes durable, or none of it. With a fence, the session's log must end at `fence.follows` and
+        its lock must be the lease's, or be taken by this very batch: otherwise the batch is refused, unless the very
+        records it appends are already there (same sequences, same frames), which counts as success: a repeated commit
+        is harmless. A lock can be taken when nobody alive has it. Without a fence the batch may hold no log record.
+        Batches of one session are applied in the order they were given. After a refusal, the session's fenced batches
+        are refused too until the refusal has been acknowledged, and so is each one that was committed before that;
+        later ones are judged by their fence alone.
+
+        Refusals are `FencedError` (the log ends elsewhere, or another has the lock this lease held) and
+        `SessionLockedError` (another has the lock this batch wanted to take).
 
         Nothing waits for room: what does not fit into the next transaction goes into one after it, in order.
 
@@ -200,6 +228,36 @@ class Store(Protocol):
         """The entries of all runs that have not ended, in admission order. A damaged entry is left out and logged."""
         ...
 
+    async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
+        """The entries of unfinished runs that are this open store's, in admission order.
+
+        A run belongs to the open store that wrote its entry last. One whose owner is no longer alive is this store's
+        from now on, so that of several processes on a directory exactly one carries it on.
+
+        Args:
+            run_id: only this one.
+
+        Raises:
+            StoreError: nothing was claimed.
+        """
+        ...
+
+    async def others_died(self) -> bool:
+        """Whether an owner that was alive at the last look, or at a claim, no longer is: there may be runs to claim."""
+        ...
+
+    async def carried_elsewhere(self, run_id: str) -> bool:
+        """Whether a run has not ended and is another open store's, which is alive."""
+        ...
+
+    async def held_elsewhere(self, session_id: str) -> bool:
+        """Whether a session is in other hands than this open store's.
+
+        It is while another that is alive has its lock, and while the run that is active in it has not ended and is not
+        this store's: then that run goes on first, wherever it is carried.
+        """
+        ...
+
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids, following `after`."""
         ...
@@ -222,6 +280,7 @@ class Store(Protocol):
         It keeps its turn among the commits. Unfinished runs stay, and go with the next deletion once they have ended.
 
         Raises:
+            SessionLockedError: someone alive has it locked.
             StoreError: nothing was removed.
         """
         ...

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from callboard_protocol.errors import CallboardError
 from callboard_storage.batch import FrameBatch
@@ -42,12 +43,12 @@ class Operation:
     Attributes:
         work: what to do; its result goes to `done`.
         loop: where `done` is called.
-        done: called with the result, or with 0 and the error.
+        done: called with the result, or with None and the error.
     """
 
-    work: Callable[[WriteTransaction], int]
+    work: Callable[[WriteTransaction], Any]
     loop: asyncio.AbstractEventLoop
-    done: Callable[[int, CallboardError | None], None]
+    done: Callable[[Any, CallboardError | None], None]
 
 
 class WriteQueue:

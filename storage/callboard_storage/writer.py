@@ -18,22 +18,26 @@ import pykka
 
 from callboard_protocol.errors import CallboardError, StoreError
 from callboard_storage.acknowledgements import Answer, deliver
-from callboard_storage.batch import Table
-from callboard_storage.fencing import Refusals, Verdict, judge
-from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction, translated
+from callboard_storage.batch import FrameBatch, Table
+from callboard_storage.fencing import Holder, Refusals, Verdict, expected_token, holder_in, judge
+from callboard_storage.lmdb_environment import LmdbEnvironment, ReadTransaction, WriteTransaction, translated
+from callboard_storage.locks import Owners
 from callboard_storage.quota import Quota
-from callboard_storage.store import Fence
+from callboard_storage.store import Fence, Lease
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_READER_CHECKS = 60.0
 
-_CACHED_ENDS = 65_536
-"""Sessions whose last sequence is kept; past that the cache starts anew, and the log is asked."""
+_CACHED_SESSIONS = 65_536
+"""Sessions whose last sequence and lock are kept; past that the cache starts anew, and the tables are asked."""
 
 _Rows: TypeAlias = list[tuple[bytes, bytes]]
+_Changes: TypeAlias = dict[Table, dict[bytes, bytes | None]]
 _Answers: TypeAlias = dict[asyncio.AbstractEventLoop, list[Answer]]
+_Written: TypeAlias = dict[tuple[str, bytes], bytes | None]
+"""By which a transaction is recognised on disk: one record of its first batch, or else all it changed."""
 
 
 class Wake(Enum):
@@ -53,20 +57,29 @@ class StoreWriter(pykka.ThreadingActor):
         environment: where to write.
         queue: what to write.
         refusals: sessions that were refused and do not know it yet.
+        owners: who has the directory open.
         max_bytes: the quota on live bytes; None is none.
     """
 
     use_daemon_thread = True
 
     def __init__(
-        self, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, max_bytes: int | None
+        self,
+        environment: LmdbEnvironment,
+        queue: WriteQueue,
+        refusals: Refusals,
+        owners: Owners,
+        max_bytes: int | None,
     ) -> None:
         super().__init__()
         self._environment = environment
         self._queue = queue
         self._refusals = refusals
         self._quota = Quota(max_bytes)
-        self._ends: dict[str, int] = {}
+        self._owners = owners
+        self._standing: dict[str, tuple[int, int]] = {}
+        """Where each session's log ends, and the token of its lock; 0 where it has none."""
+        self._granted: list[Lease] = []
         self._last_transaction = 0
         self._readers_checked = time.monotonic()
 
@@ -77,14 +90,19 @@ class StoreWriter(pykka.ThreadingActor):
 
     @classmethod
     def start_unregistered(
-        cls, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, max_bytes: int | None
+        cls,
+        environment: LmdbEnvironment,
+        queue: WriteQueue,
+        refusals: Refusals,
+        owners: Owners,
+        max_bytes: int | None,
     ) -> pykka.ActorRef[Self]:
         """Start it outside pykka's registry.
 
         The registry's `stop_all` belongs to everyone, and a user who stops their own actors with it must not stop the
         one that every durable run waits for.
         """
-        reference = cls.start(environment, queue, refusals, max_bytes)
+        reference = cls.start(environment, queue, refusals, owners, max_bytes)
         pykka.ActorRegistry.unregister(reference)
         return reference
 
@@ -114,7 +132,12 @@ class StoreWriter(pykka.ThreadingActor):
 
     def _write(self, group: list[Commit]) -> None:
         answers: _Answers = {}
-        error = self._transact(lambda transaction: self._apply(transaction, group, answers))
+        written: _Written = {}
+
+        def is_there(snapshot: ReadTransaction) -> bool:
+            return all(snapshot.get(table, key) == value for (table, key), value in written.items())
+
+        error = self._transact(lambda transaction: self._apply(transaction, group, answers, written), is_there)
         if error is not None:
             self._refuse(group, error)
             return
@@ -123,10 +146,10 @@ class StoreWriter(pykka.ThreadingActor):
             _call(loop, deliver, loop, self._refusals, of_loop)
 
     def _operate(self, operation: Operation) -> None:
-        results: list[int] = []
-        self._ends.clear()
+        results: list[Any] = []
+        self._standing.clear()
         self._quota.forget()
-        error = self._transact(lambda transaction: results.append(operation.work(transaction)))
+        error = self._transact(lambda transaction: results.append(operation.work(transaction)), lambda _: False)
         if error is not None:
             self._refuse(operation, error)
         else:
@@ -135,7 +158,7 @@ class StoreWriter(pykka.ThreadingActor):
     def _refuse(self, work: list[Commit] | Operation, error: CallboardError) -> None:
         """Answer everything with the same error, a fresh instance for each receiver."""
         if isinstance(work, Operation):
-            _call(work.loop, work.done, 0, error)
+            _call(work.loop, work.done, None, error)
             return
         answers: _Answers = {}
         for item in work:
@@ -145,77 +168,134 @@ class StoreWriter(pykka.ThreadingActor):
         for loop, of_loop in answers.items():
             _call(loop, deliver, loop, self._refusals, of_loop)
 
-    def _transact(self, work: Callable[[WriteTransaction], None]) -> CallboardError | None:
-        """Do the work in one transaction. None once it is durable; the error if nothing of it is."""
+    def _transact(
+        self, work: Callable[[WriteTransaction], None], is_there: Callable[[ReadTransaction], bool]
+    ) -> CallboardError | None:
+        """Do the work in one transaction. None once it is durable; the error if nothing of it is.
+
+        Args:
+            work: what to do.
+            is_there: whether it is found on disk after a commit that failed.
+        """
         transaction: WriteTransaction | None = None
         is_committing = False
+        self._granted.clear()
         try:
             transaction = self._environment.begin_write()
             if transaction.id != self._last_transaction + 1:
-                self._ends.clear()  # someone else has committed since
+                # Another process has committed since.
+                self._standing.clear()
+                self._quota.forget()
             work(transaction)
             is_committing = True
             transaction.commit()
         except Exception as failure:  # noqa: BLE001 - whatever it was, the group needs an answer
-            self._ends.clear()
+            self._standing.clear()
             self._quota.forget()
             if transaction is not None:
                 transaction.abort()
-            if transaction is None or not is_committing or not self._is_there_after_all(transaction.id):
+            if transaction is None or not is_committing or not self._is_there_after_all(is_there):
+                for lease in self._granted:
+                    lease.token = 0
                 return _as_ours(failure)
         self._last_transaction = transaction.id
         self._queue.commits += 1
         return None
 
-    def _apply(self, transaction: WriteTransaction, group: list[Commit], answers: _Answers) -> None:
+    def _apply(self, transaction: WriteTransaction, group: list[Commit], answers: _Answers, written: _Written) -> None:
         rows: _Rows = []
-        changes: dict[Table, dict[bytes, bytes | None]] = {}
+        changes: _Changes = {}
         self._quota.measure(transaction)
         for item in group:
+            error = self._take_in(transaction, item, rows, changes)
             batch = item.batch
-            verdict: Verdict | CallboardError = (
-                Verdict.WRITE if item.fence is None else self._judge(transaction, item, item.fence, rows)
-            )
-            error: CallboardError | None = None
-            if verdict is Verdict.WRITE:
-                error = self._quota.refusal(batch)
-                if error is None:
-                    self._quota.count(batch)
-                    if batch.log:
-                        rows += batch.log
-                        self._ends[batch.session_id] = batch.last
-                    for table, key, value in batch.changes:
-                        changes.setdefault(table, {})[key] = value
-            elif verdict is not Verdict.REPLAY:
-                error = verdict
             if error is not None and item.fence is not None:
                 self._refusals.refuse(batch.session_id, error)
+            elif batch.log and not written:
+                written["log", batch.log[0][0]] = batch.log[0][1]
             answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
-        if rows:
-            transaction.write("log", rows)
+        self._write_out(transaction, rows)
         for table, values in changes.items():
             transaction.write(table, [(key, value) for key, value in values.items() if value is not None])
             for key in [key for key, value in values.items() if value is None]:
                 transaction.delete(table, key)
+        if not written:
+            written.update({(table, key): value for table, values in changes.items() for key, value in values.items()})
+
+    def _take_in(
+        self, transaction: WriteTransaction, item: Commit, rows: _Rows, changes: _Changes
+    ) -> CallboardError | None:
+        """Add a batch to what the transaction writes; the error if it is refused."""
+        batch, fence = item.batch, item.fence
+        if fence is not None:
+            verdict = self._judge(transaction, item, fence, rows)
+            if verdict is Verdict.REPLAY:
+                return None
+            if verdict is not Verdict.WRITE:
+                return verdict
+        refusal = self._quota.refusal(batch)
+        if refusal is not None:
+            return refusal
+        self._quota.count(batch)
+        if fence is not None:
+            if batch.log:
+                rows += batch.log
+                self._standing[batch.session_id] = (batch.last, self._standing[batch.session_id][1])
+            if fence.lease is not None and (fence.takes or fence.gives):
+                self._pass_lock(transaction, batch, fence.lease, gives=fence.gives)
+        for table, key, value in batch.changes:
+            changes.setdefault(table, {})[key] = value
+        return None
 
     def _judge(
         self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: _Rows
     ) -> Verdict | CallboardError:
         session_id = item.batch.session_id
         if self._refusals:
-            standing = self._refusals.standing(session_id, item.stamp)
-            if standing is not None:
-                return standing
-        end = self._ends.get(session_id)
-        if end is None:
-            if len(self._ends) >= _CACHED_ENDS:
+            refusal = self._refusals.standing(session_id, item.stamp)
+            if refusal is not None:
+                return refusal
+        standing = self._standing.get(session_id)
+        if standing is None:
+            if len(self._standing) >= _CACHED_SESSIONS:
                 self._write_out(transaction, rows)
-                self._ends.clear()
-            end = self._ends[session_id] = transaction.last_sequence(item.batch.prefix)
-        if fence.follows == end:
+                self._standing.clear()
+            standing = self._standing[session_id] = (
+                transaction.last_sequence(item.batch.prefix),
+                self._token_of(transaction, item.batch),
+            )
+        end, token = standing
+        if fence.follows == end and token == expected_token(fence):
             return Verdict.WRITE
         self._write_out(transaction, rows)
-        return judge(item.batch, fence, end, transaction.frame_at)
+        return judge(
+            item.batch,
+            fence,
+            end,
+            holder_in(transaction.get("locks", item.batch.prefix[:-1])),
+            is_alive=self._owners.is_alive,
+            frame_at=transaction.frame_at,
+        )
+
+    @staticmethod
+    def _token_of(transaction: WriteTransaction, batch: FrameBatch) -> int:
+        holder = holder_in(transaction.get("locks", batch.prefix[:-1]))
+        # A damaged row has no token, but is no missing row either.
+        return 0 if holder is None else holder.token or -1
+
+    def _pass_lock(self, transaction: WriteTransaction, batch: FrameBatch, lease: Lease, *, gives: bool) -> None:
+        """Take the session's lock with a batch that is written, or give it back."""
+        key = batch.prefix[:-1]
+        end, token = self._standing[batch.session_id]
+        if gives:
+            if token:
+                transaction.delete("locks", key)
+            lease.token = token = 0
+        elif lease.token != token or not token:
+            lease.token = token = transaction.next_token()
+            transaction.write("locks", [(key, Holder(token, lease.owner).pack())])
+            self._granted.append(lease)
+        self._standing[batch.session_id] = (end, token)
 
     @staticmethod
     def _write_out(transaction: WriteTransaction, rows: _Rows) -> None:
@@ -223,14 +303,19 @@ class StoreWriter(pykka.ThreadingActor):
         transaction.write("log", rows)
         rows.clear()
 
-    def _is_there_after_all(self, transaction_id: int) -> bool:
+    def _is_there_after_all(self, is_there: Callable[[ReadTransaction], bool]) -> bool:
+        """Whether a transaction whose commit failed is on disk.
+
+        What it wrote says so. Its number does not: another process may have committed under it since.
+        """
         try:
-            is_there = self._environment.settle(transaction_id)
+            self._environment.reopen()
+            found = self._environment.read(is_there)
         except (CallboardError, LmdbEnvironment.Error, OSError):
             logger.exception("the data directory cannot be opened again after a failed commit")
             return False
-        logger.warning("a commit failed; opened anew, its transaction is %s disk", "on" if is_there else "not on")
-        return is_there
+        logger.warning("a commit failed; opened anew, its transaction is %s disk", "on" if found else "not on")
+        return found
 
     def _check_readers(self) -> None:
         self._readers_checked = time.monotonic()

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from callboard import (
     WrongLoopError,
 )
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.locks import DirectoryTurn
 
 pytestmark = pytest.mark.anyio
 
@@ -368,24 +368,6 @@ def test_a_forked_child_is_refused_everything_and_its_parent_goes_on(store: Path
 # ---- a bad directory
 
 
-def another_process_has_it(path: Path) -> Any:
-    script = "import asyncio, sys; from callboard import Runtime\n" + textwrap.dedent(
-        """
-        async def main():
-            async with Runtime(store=sys.argv[1]):
-                print("open", flush=True)
-                await asyncio.to_thread(sys.stdin.read)
-        asyncio.run(main())
-        """
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "open\n"
-    return other
-
-
 def of_a_newer_release(path: Path) -> None:
     async def make() -> None:
         async with Runtime(store=path):
@@ -446,23 +428,15 @@ async def test_a_network_file_system_is_refused_by_start(echo: Any, refused: Any
         await Runtime([echo], store=store).start()
 
 
-async def test_a_directory_that_another_process_has_is_refused_until_it_is_gone(
+async def test_a_directory_that_is_being_replaced_is_refused_until_it_is_not(
     echo: Any, refused: Any, tmp_path: Path
 ) -> None:
-    @asynccontextmanager
-    async def other() -> Any:
-        process = await asyncio.to_thread(another_process_has_it, tmp_path / "data")
-        try:
-            yield process
-        finally:
-            process.stdin.close()
-            await asyncio.to_thread(process.wait, 30)
-            process.stdout.close()
-
+    (tmp_path / "data").mkdir()
+    turn = DirectoryTurn(tmp_path / "data", exclusive=True)
     runtime = Runtime([echo], store=tmp_path / "data")
-    async with other() as process:
-        with refused(StoreInUseError, f"in use by the process with pid {process.pid}", hint="stop that one first"):
-            await runtime.start()
+    with refused(StoreInUseError, "is being compacted or restored", hint="wait until that has ended"):
+        await runtime.start()
+    turn.end()
     async with runtime:
         assert (await runtime.run("echo", "hello")).output == "you said 'hello'"
 

@@ -149,9 +149,9 @@ def test_an_open_store_can_be_looked_at_and_backed_up_but_not_replaced(path, tmp
             await asyncio.to_thread(callboard, "stats", path)
             await asyncio.to_thread(callboard, "backup", path, tmp_path / "backup")
             await asyncio.to_thread(callboard, "export", path, "one", tmp_path / "one.jsonl")
-            for command in (("compact", path), ("retain", path, "--keep", 1)):
-                refused = await asyncio.to_thread(callboard, *command, expected=2)
-                assert "is in use by the process with pid" in refused.stderr
+            await asyncio.to_thread(callboard, "retain", path, "--keep", 100)
+            refused = await asyncio.to_thread(callboard, "compact", path, expected=2)
+            assert "is in use by the process with pid" in refused.stderr
         finally:
             await store.close()
 

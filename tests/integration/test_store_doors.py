@@ -20,10 +20,11 @@ from typing import Any
 import lmdb
 import pytest
 
-from callboard_protocol.errors import StoreInUseError, StoreOpenError, StoreVersionError
+from callboard_protocol.errors import SessionLockedError, StoreInUseError, StoreOpenError, StoreVersionError
 from callboard_protocol.records import StepCompleted
 from callboard_storage import data_directory, doors
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.locks import DirectoryTurn
 from callboard_storage.store import Fence
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +58,9 @@ async def append(store: LmdbStore, first: int = 0, session_id: str = "session") 
     batch = store.batch(session_id)
     batch.append(first, StepCompleted(run_id="run", ordinal=first, at=1.0, step=str(first), kind="tool"))
     store.commit(batch, Fence(first - 1), loop, answer.set_result)
-    assert await answer is None
+    error = await answer
+    if error is not None:
+        raise error
 
 
 async def length(store: LmdbStore, session_id: str = "session") -> int:
@@ -104,12 +107,12 @@ from callboard_protocol.records import StepCompleted
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.store import Fence
 
-async def append(store, first=0):
+async def append(store, first=0, lease=None):
     loop = asyncio.get_running_loop()
     answer = loop.create_future()
     batch = store.batch("session")
     batch.append(first, StepCompleted(run_id="run", ordinal=first, at=1.0, step=str(first), kind="tool"))
-    store.commit(batch, Fence(first - 1), loop, answer.set_result)
+    store.commit(batch, Fence(first - 1, lease, takes=lease is not None), loop, answer.set_result)
     assert await answer is None
 """
 
@@ -392,17 +395,18 @@ async def test_a_lock_file_that_cannot_be_allocated_is_not_left_behind(directory
         await append(store)
 
 
-async def test_an_owner_file_that_cannot_be_opened_or_locked_is_said_so(directory, monkeypatch):
-    (directory / "owner").mkdir(parents=True)
-    with pytest.raises(StoreOpenError, match="owner cannot be opened: Is a directory"):
+async def test_owners_that_cannot_be_written_down_or_locked_are_said_so(directory, monkeypatch):
+    directory.mkdir(parents=True)
+    (directory / "alive").write_text("in the way")
+    with pytest.raises(StoreOpenError, match="alive cannot be made: File exists"):
         await LmdbStore(directory, map_size=MAP_SIZE).open()
-    (directory / "owner").rmdir()
+    (directory / "alive").unlink()
 
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(StoreOpenError, match="owner cannot be locked: No locks available"):
+    with pytest.raises(StoreOpenError, match="alive cannot be locked: No locks available"):
         await LmdbStore(directory, map_size=MAP_SIZE).open()
 
 
@@ -508,13 +512,13 @@ async def test_a_failed_opening_leaves_the_directory_free(directory):
         await append(store)
 
 
-async def test_another_process_is_refused_until_the_owner_is_gone(directory):
+async def test_another_process_shares_the_directory_but_not_its_locked_sessions(directory):
     owner = running(
         """
         async def main():
             store = LmdbStore(sys.argv[1], map_size=1 << 30)
             await store.open()
-            await append(store)
+            await append(store, lease=store.lease())
             print("open", flush=True)
             await asyncio.Event().wait()
 
@@ -525,13 +529,18 @@ async def test_another_process_is_refused_until_the_owner_is_gone(directory):
     with owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "open\n"
-        with pytest.raises(StoreInUseError, match=f"pid {owner.pid}") as refused:
-            await LmdbStore(directory, map_size=MAP_SIZE).open()
-        assert refused.value.retryable
-        assert refused.value.context == {"pid": str(owner.pid)}
-        owner.send_signal(signal.SIGKILL)
-    async with opened(directory) as store:
-        assert await length(store) == 1
+        async with opened(directory) as store:
+            assert await length(store) == 1
+            with pytest.raises(SessionLockedError) as refused:
+                await append(store, 1)
+            assert refused.value.retryable
+            with pytest.raises(StoreInUseError, match="in use by the process"):
+                DirectoryTurn(directory, exclusive=True)
+            owner.send_signal(signal.SIGKILL)
+            owner.wait()
+            await append(store, 1)
+            assert await store.others_died() is False  # nobody it had seen alive
+            assert await length(store) == 2
 
 
 # ---- forks
@@ -552,8 +561,9 @@ def test_a_forked_child_is_refused_and_harms_nothing(directory):
                 print(error, flush=True)
             try:
                 await LmdbStore(sys.argv[1], map_size=1 << 30).open()
-            except StoreInUseError as error:
-                print("in use", error.context["pid"] == str(os.getppid()), flush=True)
+                print("shared", flush=True)
+            except ForkedError as error:
+                print("refused", flush=True)
             await store.close()
 
         async def parent():
@@ -586,7 +596,7 @@ def test_a_forked_child_is_refused_and_harms_nothing(directory):
     lines = done.stdout.splitlines()
     assert lines[:3] == ["refused"] * 3
     assert "spawn worker processes" in lines[3]
-    assert lines[4:] == ["in use True", "child 0", "parent 2"]
+    assert lines[4:] == ["refused", "child 0", "parent 2"]
 
 
 async def test_a_child_that_outlives_its_parent_does_not_keep_the_directory(directory):

@@ -10,16 +10,22 @@ from typing import Any
 
 import pytest
 
-from callboard_protocol.errors import FencedError, InvalidIdentifierError, StoreError, StoreFullError
+from callboard_protocol.errors import (
+    FencedError,
+    InvalidIdentifierError,
+    SessionLockedError,
+    StoreError,
+    StoreFullError,
+)
 from callboard_protocol.records import RunEnded, RunSuspended, StepCompleted
 from callboard_storage import keys
 from callboard_storage.batch import FrameBatch
-from callboard_storage.fencing import Refusals, Verdict, judge
+from callboard_storage.fencing import Holder, Refusals, Verdict, claimable, holder_in, judge
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
 from callboard_storage.open_store import open_store
 from callboard_storage.quota import Quota
-from callboard_storage.store import Fence
+from callboard_storage.store import Fence, Lease
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
 
@@ -68,14 +74,78 @@ def test_a_name_too_long_for_its_key_says_what_is_left():
 def test_a_batch_is_judged_by_where_the_log_ends():
     batch = batch_of(3, "x", "y")
     frames = dict(batch.log)
-    assert judge(batch, None, 99, frames.get) is Verdict.WRITE
-    assert judge(batch, Fence(2), 2, frames.get) is Verdict.WRITE
-    assert judge(batch, Fence(2), 4, frames.get) is Verdict.REPLAY
-    assert judge(batch, Fence(2), 9, frames.get) is Verdict.REPLAY
-    assert isinstance(judge(batch, Fence(2), 3, frames.get), FencedError)
-    assert isinstance(judge(batch, Fence(2), 1, frames.get), FencedError)
-    assert isinstance(judge(batch, Fence(2), 4, {}.get), FencedError)
-    assert isinstance(judge(FrameBatch("session"), Fence(2), 4, frames.get), FencedError)
+
+    def judged(last: int, frames: dict[bytes, bytes] = frames, batch: FrameBatch = batch) -> object:
+        return judge(batch, Fence(2), last, None, is_alive=lambda _: True, frame_at=frames.get)
+
+    assert judged(2) is Verdict.WRITE
+    assert judged(4) is Verdict.REPLAY
+    assert judged(9) is Verdict.REPLAY
+    assert isinstance(judged(3), FencedError)
+    assert isinstance(judged(1), FencedError)
+    assert isinstance(judged(4, {}), FencedError)
+    assert isinstance(judged(4, batch=FrameBatch("session")), FencedError)
+
+
+ME, OTHER = b"m" * 16, b"o" * 16
+
+
+def lease(token: int = 0) -> Lease:
+    made = Lease(ME)
+    made.token = token
+    return made
+
+
+@pytest.mark.parametrize(
+    ("fence", "holder", "other_lives", "expected"),
+    [
+        (Fence(0, lease(7)), Holder(7, ME), True, Verdict.WRITE),
+        (Fence(0, lease(7)), Holder(7, OTHER), True, FencedError),
+        (Fence(0, lease(7)), Holder(8, OTHER), True, FencedError),
+        (Fence(0, lease(7)), Holder(8, OTHER), False, FencedError),
+        (Fence(0, lease(7)), Holder(8, ME), True, FencedError),
+        (Fence(0, lease(7)), None, True, FencedError),
+        (Fence(0, lease()), None, True, FencedError),
+        (Fence(0, lease(), takes=True), None, True, Verdict.WRITE),
+        (Fence(0, lease(), takes=True), Holder(8, OTHER), False, Verdict.WRITE),
+        (Fence(0, lease(), takes=True), Holder(8, OTHER), True, SessionLockedError),
+        (Fence(0, lease(), takes=True), Holder(8, ME), True, Verdict.WRITE),
+        (Fence(0, lease(7), takes=True), Holder(8, OTHER), True, SessionLockedError),
+        (Fence(0), None, True, Verdict.WRITE),
+        (Fence(0), Holder(8, OTHER), False, Verdict.WRITE),
+        (Fence(0), Holder(8, OTHER), True, SessionLockedError),
+        (Fence(None, lease(7), gives=True), Holder(7, ME), True, Verdict.WRITE),
+        (Fence(None, lease(7), gives=True), Holder(8, OTHER), True, FencedError),
+    ],
+)
+def test_a_batch_is_judged_by_who_has_the_lock(fence, holder, other_lives, expected):
+    verdict = judge(
+        FrameBatch("session"),
+        fence,
+        0,
+        holder,
+        is_alive=lambda owner: owner == ME or other_lives,
+        frame_at={}.get,
+    )
+    assert verdict is expected or isinstance(verdict, expected if isinstance(expected, type) else ())
+
+
+def test_a_damaged_lock_names_nobody_who_is_alive():
+    assert holder_in(Holder(9, ME).pack()) == Holder(9, ME)
+    assert holder_in(None) is None
+    assert holder_in(b"damaged") == Holder(0, b"")
+
+
+def test_runs_of_the_dead_and_ones_own_can_be_claimed():
+    rows = [(b"1", ME), (b"2", OTHER), (b"3", b"dead"), (b"4", b"dead"), (b"5", b"")]
+    asked: list[bytes] = []
+
+    def is_alive(owner: bytes) -> bool:
+        asked.append(owner)
+        return owner == OTHER
+
+    assert claimable(rows, ME, is_alive) == [b"1", b"3", b"4", b"5"]
+    assert asked == [OTHER, b"dead", b""]
 
 
 def test_a_refusal_stands_until_it_is_delivered_and_for_what_was_committed_before():

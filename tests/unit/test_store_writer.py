@@ -166,7 +166,7 @@ async def test_the_last_word_of_a_group_counts(store):
 
 
 async def test_fences_hold_past_the_cache_of_ends(store, monkeypatch):
-    monkeypatch.setattr("callboard_storage.writer._CACHED_ENDS", 3)
+    monkeypatch.setattr("callboard_storage.writer._CACHED_SESSIONS", 3)
     for value in range(3):
         with writer_at_work(store):
             answers = [send(store, value, value, session_id=f"s{number}") for number in range(10)]
@@ -375,14 +375,14 @@ async def test_reads_go_on_while_the_environment_is_opened_anew(store, monkeypat
         return reopen(self)
 
     monkeypatch.setattr(LmdbEnvironment, "_open", slow)
-    settling = threading.Thread(target=environment.settle, args=(0,))
-    settling.start()
+    reopening = threading.Thread(target=environment.reopen)
+    reopening.start()
     held.wait()
     found: list[int] = []
     reading = threading.Thread(target=lambda: found.append(environment.read(lambda s: s.entries("log"))))
     reading.start()
     go_on.set()
-    settling.join()
+    reopening.join()
     reading.join()
     assert found == [1]
 

@@ -15,7 +15,7 @@ from callboard_protocol._version import __version__
 from callboard_protocol.errors import StoreError, StoreFullError, StoreOpenError, UsageError
 from callboard_storage import doors
 from callboard_storage.doors import DATA_FILE, LOCK_FILE
-from callboard_storage.locks import OWNER_FILE
+from callboard_storage.locks import ALIVE_DIRECTORY
 from callboard_storage.upkeep import child, turns
 from callboard_storage.upkeep.report import BackupReport, RestoreReport
 from callboard_storage.upkeep.verifying import verify_held
@@ -71,7 +71,6 @@ def backup(
         _write_durably(place / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
         part.replace(place / DATA_FILE)
         doors.make_durable(place)
-    (place / OWNER_FILE).unlink(missing_ok=True)
     return BackupReport(
         path=str(directory),
         backup=str(place),
@@ -141,7 +140,7 @@ def _empty_directory(path: str | os.PathLike[str], *, leftovers: set[str]) -> Pa
 
 def _check_empty(directory: Path, leftovers: set[str]) -> None:
     """Raise if a directory holds anything but what an attempt that was cut off left."""
-    foreign = sorted({entry.name for entry in directory.iterdir()} - leftovers - {OWNER_FILE, "lost+found"})
+    foreign = sorted({entry.name for entry in directory.iterdir()} - leftovers - {ALIVE_DIRECTORY, "lost+found"})
     if foreign:
         raise UsageError(
             f"{directory} is not empty: {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}",

@@ -1,22 +1,18 @@
-"""Who may do what to a data directory's file at the same time.
+"""Who may do what to a data directory's files at the same time: reading is for anyone, replacing for one who is alone.
 
-Reading it is for anyone; putting another file in its place is for one who is alone. LMDB's lock file cannot tell: a
-reader that still maps the old data file through the same lock file would make a writer begin at the wrong root page. So
-each upkeep process holds a `flock` on the directory itself: shared to read, exclusive to replace. A child inherits it,
-so that it stays held if its parent dies first.
+A child process inherits the descriptor, so that the turn lasts if its parent dies first.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from callboard_protocol.errors import StoreInUseError, StoreOpenError
+from callboard_protocol.errors import StoreOpenError
 from callboard_storage.doors import DATA_FILE
-from callboard_storage.locks import DirectoryLock
+from callboard_storage.locks import DirectoryTurn
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
@@ -33,13 +29,13 @@ def existing(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def reading(directory: Path) -> Iterator[int]:
-    """Hold off whoever would replace the file; yields the descriptor that a child has to inherit.
+    """Hold off whoever would replace the files; yields the descriptor that a child has to inherit.
 
     Raises:
-        StoreInUseError: it is being replaced.
+        StoreInUseError: they are being replaced.
         StoreOpenError: the directory cannot be opened or locked.
     """
-    with _locked(directory, fcntl.LOCK_SH, "is being compacted or restored") as descriptor:
+    with _turn(directory, exclusive=False) as descriptor:
         yield descriptor
 
 
@@ -51,25 +47,15 @@ def alone(directory: Path) -> Iterator[int]:
         StoreInUseError: a process has it open, or is reading it.
         StoreOpenError: the directory cannot be opened or locked.
     """
-    lock = DirectoryLock(directory)
-    lock.acquire()
-    try:
-        with _locked(directory, fcntl.LOCK_EX, "is being read, by verify, backup or export") as descriptor:
-            yield descriptor
-    finally:
-        lock.release()
+    with _turn(directory, exclusive=True) as descriptor:
+        yield descriptor
 
 
 @contextmanager
-def _locked(directory: Path, how: int, otherwise: str) -> Iterator[int]:
+def _turn(directory: Path, *, exclusive: bool) -> Iterator[int]:
+    turn = DirectoryTurn(directory, exclusive=exclusive)
+    assert turn.descriptor is not None
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    except OSError as error:
-        raise StoreOpenError(f"{directory} cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-        yield descriptor
-    except BlockingIOError:
-        raise StoreInUseError(f"{directory} {otherwise}", hint="wait until that has ended") from None
+        yield turn.descriptor
     finally:
-        os.close(descriptor)
+        turn.end()

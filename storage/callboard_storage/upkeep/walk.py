@@ -12,12 +12,13 @@ from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, Session
 from callboard_protocol.states import UNFINISHED
 from callboard_storage import keys
 from callboard_storage.codec import decode
+from callboard_storage.fencing import OWNER_BYTES, holder_in
 from callboard_storage.lmdb_environment import ReadTransaction
 from callboard_storage.upkeep.report import Problem
 
 ModelT = TypeVar("ModelT")
 
-TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs")
+TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs", "locks")
 
 _ROWS_BETWEEN_REPORTS = 8192
 
@@ -74,6 +75,7 @@ class Walk:
                 "runs": self._check_run,
                 "unfinished": self._check_unfinished,
                 "session_runs": self._check_session_run,
+                "locks": self._check_lock,
             }
             for key, value in self._each(table):
                 checks[table](key, value)
@@ -203,8 +205,13 @@ class Walk:
     def _check_unfinished(self, key: bytes, value: bytes) -> None:
         if "runs" in self._tables and self._snapshot.get("runs", key) is None:
             self._wrong("unfinished", key, "names a run that is not there")
-        if value:
-            self._wrong("unfinished", key, "holds a value")
+        if len(value) != OWNER_BYTES:
+            self._wrong("unfinished", key, "does not name an owner")
+
+    def _check_lock(self, key: bytes, value: bytes) -> None:
+        holder = holder_in(value)
+        if holder is None or not holder.token:
+            self._wrong("locks", key, "does not name a holder", key)
 
     def _check_session_run(self, key: bytes, value: bytes) -> None:
         session, run = _split(key)

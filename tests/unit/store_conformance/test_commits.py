@@ -320,6 +320,8 @@ async def test_a_closed_store_takes_nothing(new_store, make):
     with pytest.raises(StoreClosedError):
         await store.read_log("session")
     await store.open()
+    with pytest.raises(UsageError, match="before this one was opened"):
+        store.commit(batch, Fence(-1), asyncio.get_running_loop(), lambda _: None)
     await store.close()
     await store.close()
     with pytest.raises(StoreClosedError):

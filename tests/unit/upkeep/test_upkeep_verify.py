@@ -38,6 +38,7 @@ def test_a_sound_store_is_said_to_be_sound(filled):
         "runs": 3,
         "unfinished": 1,
         "session_runs": 3,
+        "locks": 0,
     }
     assert report.sessions == 3
     assert report.bytes_checked > 1000
@@ -128,13 +129,13 @@ def test_an_index_that_lost_a_row_is_found(filled, keeper, table, key, expected)
 
 
 def test_an_index_that_names_nothing_is_found(filled, keeper):
-    keeper.change(filled, "unfinished", lambda transaction, _: transaction.put(b"nobody", b""))
+    keeper.change(filled, "unfinished", lambda transaction, _: transaction.put(b"nobody", bytes(16)))
     keeper.change(filled, "session_runs", lambda transaction, _: transaction.put(b"one\0nobody", b""))
     assert found(upkeep.verify(filled)) == [("unfinished", "nobody", None), ("session_runs", "one/nobody", "one")]
 
 
 def test_an_ended_run_in_the_index_of_unfinished_ones_is_found(filled, keeper):
-    keeper.change(filled, "unfinished", lambda transaction, _: transaction.put(b"run-one", b""))
+    keeper.change(filled, "unfinished", lambda transaction, _: transaction.put(b"run-one", bytes(16)))
     assert found(upkeep.verify(filled)) == [("runs", "run-one", "one")]
 
 

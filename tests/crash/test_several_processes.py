@@ -1,0 +1,162 @@
+"""Several processes on one data directory: whose sessions and runs are whose, also when one is killed or stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callboard import Agent, RunContext, Runtime, RuntimeBusyError
+from callboard.models import ScriptedModel
+
+pytestmark = pytest.mark.anyio
+
+OTHER = """
+import asyncio, sys
+from callboard import Agent, RunContext, Runtime
+
+async def pattern(ctx: RunContext) -> str:
+    await ctx.step("begin", begin)
+    await ctx.step("hold", hold)
+    return "by the other"
+
+async def begin() -> None:
+    pass
+
+async def hold() -> None:
+    print("held", flush=True)
+    line = await asyncio.to_thread(sys.stdin.readline)
+    print("went on", flush=True)
+
+async def main():
+    async with Runtime([Agent("worker", pattern=pattern)], store=sys.argv[1]) as runtime:
+        result = await runtime.run("worker", "hold it", session_id="s", run_id="held")
+        print(result.stop_reason, getattr(result.error_details, "code", ""), flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def another_process_holds(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a run at work in session ``s``; a line on its standard input lets that go on."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(OTHER), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+
+
+def worker(noted: list[str]) -> Agent[None, str]:
+    async def pattern(ctx: RunContext[Any]) -> str:
+        noted.append(ctx.run_id)
+        await ctx.step("begin", _nothing)
+        await ctx.step("hold", _nothing)
+        return f"by this one: {ctx.run_id}"
+
+    return Agent("worker", pattern=pattern, model=ScriptedModel([]))
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def test_a_run_waits_until_another_process_has_given_its_session_back(tmp_path: Path) -> None:
+    noted: list[str] = []
+    with another_process_holds(tmp_path) as other:
+        async with Runtime([worker(noted)], store=tmp_path) as runtime:
+            handle = await runtime.submit("worker", "mine", session_id="s", run_id="mine")
+            assert (await runtime.run("worker", "beside", session_id="t", run_id="beside")).stop_reason == "completed"
+            assert runtime.stats().queued == 1
+            waiting = asyncio.create_task(runtime.wait("held"))
+            assert other.stdin is not None
+            other.stdin.write("go on\n")
+            other.stdin.flush()
+            assert (await handle.result()).output == "by this one: mine"
+            assert (await waiting).output == "by the other"
+            entries = {entry.run_id: entry.began_sequence for entry in await runtime.runs.list()}
+            assert entries["held"] < entries["mine"]
+    assert noted == ["beside", "mine"]
+
+
+async def test_a_busy_session_of_another_process_can_be_refused_instead(tmp_path: Path) -> None:
+    with another_process_holds(tmp_path):
+        async with Runtime([worker([])], store=tmp_path) as runtime:
+            with pytest.raises(RuntimeBusyError, match="in another process"):
+                await runtime.submit("worker", "mine", session_id="s", on_busy="reject")
+
+
+async def test_the_runs_of_a_killed_process_are_taken_over_unasked_and_before_those_that_waited(
+    tmp_path: Path,
+) -> None:
+    noted: list[str] = []
+    with another_process_holds(tmp_path) as other:
+        async with Runtime([worker(noted)], store=tmp_path) as runtime:
+            handle = await runtime.submit("worker", "mine", session_id="s", run_id="mine")
+            other.send_signal(signal.SIGKILL)
+            other.wait()
+            assert (await handle.result()).stop_reason == "completed"
+            assert (await runtime.wait("held")).output == "by this one: held"
+            assert [step.step for step in await runtime.runs.steps("held")] == ["0", "1"]
+    assert noted == ["held", "mine"]
+
+
+async def test_the_same_run_submitted_in_two_processes_runs_once(tmp_path: Path) -> None:
+    noted: list[str] = []
+    with another_process_holds(tmp_path) as other:
+        async with Runtime([worker(noted)], store=tmp_path) as runtime:
+            handle = await runtime.submit("worker", "hold it", session_id="s", run_id="held")
+            assert other.stdin is not None
+            other.stdin.write("go on\n")
+            other.stdin.flush()
+            assert (await handle.result()).output == "by the other"
+    assert not noted
+
+
+async def test_a_zombie_that_wakes_is_refused_and_says_so(tmp_path: Path) -> None:
+    """A stopped process is alive, and keeps its sessions. One whose owner file was cleared away by force does not."""
+    noted: list[str] = []
+    with another_process_holds(tmp_path) as other:
+        other.send_signal(signal.SIGSTOP)
+        await asyncio.to_thread(os.waitid, os.P_PID, other.pid, os.WSTOPPED | os.WNOWAIT)
+        async with Runtime([worker(noted)], store=tmp_path) as runtime:
+            assert await runtime.runs.get("held")
+            handle = await runtime.submit("worker", "mine", session_id="s", run_id="mine")
+            assert runtime.stats().queued == 1
+        shutil.rmtree(tmp_path / "alive")
+        async with Runtime([worker(noted)], store=tmp_path) as runtime:
+            assert (await runtime.wait("held")).output == "by this one: held"
+            assert (await runtime.wait(handle.run_id)).stop_reason == "completed"
+            steps = await runtime.runs.steps("held")
+            assert other.stdin is not None
+            assert other.stdout is not None
+            other.stdin.write("go on\n")
+            other.stdin.flush()
+            other.send_signal(signal.SIGCONT)
+            assert await asyncio.to_thread(other.stdout.readline) == "went on\n"
+            assert await asyncio.to_thread(other.stdout.readline) == "failed fenced\n"
+            assert await runtime.runs.steps("held") == steps
+    assert noted == ["held", "mine"]

@@ -2,6 +2,7 @@
 
 from callboard.agents import Agent
 from callboard.context import ContextAssembler, FullContext, SlidingWindow
+from callboard.health import RuntimeHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.memories import WindowMemory
 from callboard.memory import Exchange, Memory
@@ -92,6 +93,7 @@ from callboard_protocol.runs import (
 from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Unknown
+from callboard_storage.store import QuarantinedRecord
 
 __all__ = [
     "__version__",
@@ -198,6 +200,8 @@ __all__ = [
     "ScriptedModel",
     "Retry",
     "RunContext",
+    "QuarantinedRecord",
+    "RuntimeHealth",
     "RunHandle",
     "RunStream",
     "Runtime",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from callboard.results import records_of
 from callboard_protocol.base import check_identifier
 from callboard_protocol.commands import AdoptAgent, CheckpointSession, DropAgent, ReleaseSession
 from callboard_protocol.errors import (
+    DamagedRecordError,
     DuplicateAgentError,
     RuntimeBusyError,
     UnknownAgentError,
@@ -128,6 +130,7 @@ class Sessions:
         Raises:
             UnknownSessionError: there is no such session.
             InvalidIdentifierError: the id cannot name one.
+            DamagedRecordError: a record that says so cannot be read.
         """
         head = await self._store.read_head(check_identifier(session_id, "session id"))
         if head is None:
@@ -172,10 +175,12 @@ class Sessions:
     async def checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The checkpoints kept at the end of each run and under callers' names, the oldest first.
 
+        One that cannot be read is left out; `runtime.health()` names it.
+
         Raises:
             UnknownSessionError: there is no such session.
         """
-        await self.get(session_id)
+        await self._check_known(session_id)
         return await self._store.read_checkpoints(session_id)
 
     async def checkpoint(self, session_id: str, name: str) -> SessionCheckpoint:
@@ -191,6 +196,11 @@ class Sessions:
             CheckpointSession(session_id=session_id, name=name), timeout=None
         )
         return checkpoint
+
+    async def _check_known(self, session_id: str) -> None:
+        """Raise unless there is such a session, for what a damaged one can be asked for too."""
+        with contextlib.suppress(DamagedRecordError):
+            await self.get(session_id)
 
     async def release(self, session_id: str) -> bool:
         """Park a session now: it costs no memory until it is used again.
@@ -214,7 +224,7 @@ class Sessions:
             UnknownSessionError: there is no such session.
             RuntimeBusyError: a run uses it or waits for it.
         """
-        await self.get(session_id)
+        await self._check_known(session_id)
         if not await self.release(session_id):
             raise RuntimeBusyError(f"session {session_id!r} has a run", hint="cancel it, or wait until it has ended")
         return await self._store.delete_session(session_id)
@@ -231,7 +241,7 @@ class Runs:
         self._store = directory.store
 
     async def list(self, *, state: RunState | str | None = None) -> Sequence[RunEntry]:
-        """Runs in the order of their ids.
+        """Runs in the order of their ids. One whose entry cannot be read is left out; `runtime.health()` names it.
 
         Args:
             state: only those in this state.
@@ -264,6 +274,7 @@ class Runs:
         Raises:
             UnknownRunError: there is no such run.
             InvalidIdentifierError: the id cannot name one.
+            DamagedRecordError: its entry cannot be read.
         """
         entry = await self._store.read_run(check_identifier(run_id, "run id"))
         if entry is None:

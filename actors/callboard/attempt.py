@@ -34,6 +34,7 @@ from callboard_protocol.commands import (
 from callboard_protocol.errors import (
     AgentDefinitionError,
     CallboardError,
+    DamagedRecordError,
     InterruptedByCrashError,
     OutputValidationError,
     PoisonousRunError,
@@ -303,6 +304,8 @@ class RunAttempt:
             error = failed(f"agent {self._agent.id!r}", error)
         if isinstance(error, StopRun):
             return await self._stopped(error)
+        if isinstance(error, DamagedRecordError) and self._is_own(error) and self._ticket.request.durable:
+            return await self._set_aside(error)
         if isinstance(error, StoreError):
             return self._unwritten(error)
         return await self._ended("failed", error=error)
@@ -321,7 +324,11 @@ class RunAttempt:
         ticket = self._ticket
         if self._run is None and ticket.entry.began_sequence is not None:
             # It was stopped before it went on; what an earlier attempt left open is closed all the same.
-            await self._open(None)
+            try:
+                await self._open(None)
+            except DamagedRecordError:
+                # Nothing can be closed in what cannot be read, and the run must not be stuck for that.
+                return await self._never_began(stop_reason, error)
         run = self._run
         if run is None or not self._has_begun:
             return await self._never_began(stop_reason, error)
@@ -413,6 +420,19 @@ class RunAttempt:
         await run.journal.append(record, run=entry)
         ticket.entry = entry
         return self._result("suspended")
+
+    async def _set_aside(self, error: DamagedRecordError) -> RunResult[Any]:
+        """Its session cannot be read. The run stays on disk, unfailed, until somebody has mended that."""
+        ticket = self._ticket
+        if not ticket.accepted.done():
+            # Its first record would have said that it is taken in, and that cannot be written.
+            await write_entry(self._directory.store, ticket.entry)
+        await self._interrupted()
+        ticket.unreadable = error
+        return self._result("interrupted", error)
+
+    def _is_own(self, error: DamagedRecordError) -> bool:
+        return bool(error.context.get("session_id") == self._ticket.session_id)
 
     async def _interrupted(self) -> RunResult[Any]:
         """Leave the run so that the next start carries it on, and does not count this as a crash."""

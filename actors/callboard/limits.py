@@ -30,12 +30,13 @@ class RuntimeStats(Frozen):
         running: runs at work.
         queued: runs that wait for a slot or for their session.
         suspended: runs that wait for a decision.
-        parked: runs that wait for their agent.
+        parked: runs that wait for their agent, or for their session to be readable.
         active_sessions: sessions in memory.
         free_slots: runs that could start at once.
         completed: runs that completed since the runtime was opened.
         stopped: runs that ended in any other way since then.
         recovered: runs taken over from an earlier process.
+        quarantined: stored records that were found to be unreadable.
     """
 
     running: int = 0
@@ -47,3 +48,4 @@ class RuntimeStats(Frozen):
     completed: int = 0
     stopped: int = 0
     recovered: int = 0
+    quarantined: int = 0

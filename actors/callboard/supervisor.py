@@ -40,13 +40,14 @@ from callboard_protocol.commands import (
 )
 from callboard_protocol.errors import (
     BudgetExhaustedError,
+    DamagedRecordError,
     RunCancelledError,
     RunConflictError,
     RuntimeBusyError,
     RuntimeClosedError,
     SessionHeldByAncestorError,
 )
-from callboard_protocol.runs import RunRequest
+from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
 from callboard_protocol.tools import PendingCall
@@ -240,18 +241,28 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if ticket.entry.state == RunState.INTERRUPTED:
             ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
         if ticket.agent is None:
-            self._park(ticket)
+            self._park_for_agent(ticket)
             return
         if ticket.entry.state == RunState.PARKED:
             ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
         self._enqueue(ticket, admit=False)
 
-    def _park(self, ticket: RunTicket) -> None:
-        reason = f"agent {ticket.request.agent_id!r} is not registered"
-        if ticket.entry.state != RunState.PARKED:
-            ticket.entry = moved(ticket.entry, RunInput.PARK)
+    def _park_for_agent(self, ticket: RunTicket) -> None:
         if ticket.entry.began_sequence is not None:
             self._admission.hold(ticket.run_id, ticket.session_id)
+        self._park(ticket, f"agent {ticket.request.agent_id!r} is not registered")
+
+    def _park_unreadable(self, ticket: RunTicket, error: DamagedRecordError, result: RunResult[Any]) -> RunResult[Any]:
+        """Keep a run at hand whose session cannot be read. It holds nothing: later runs of the session fare alike."""
+        if ticket.entry.state == RunState.INTERRUPTED:
+            ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
+        self._tickets[ticket.run_id] = ticket
+        self._park(ticket, error.message)
+        return result.model_copy(update={"pending": ticket.entry.pending})
+
+    def _park(self, ticket: RunTicket, reason: str) -> None:
+        if ticket.entry.state != RunState.PARKED:
+            ticket.entry = moved(ticket.entry, RunInput.PARK)
         pending = (PendingCall(reason="parked", message=reason),)
         ticket.entry = ticket.entry.model_copy(update={"pending": pending})
         self._publish(ticket, "run.parked", {"reason": reason, "pending": pending})
@@ -261,7 +272,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Lets runs go on that were parked for want of this agent."""
         agent: Agent[Any, Any] = message.agent
         for ticket in list(self._tickets.values()):
-            if ticket.entry.state == RunState.PARKED and ticket.request.agent_id == agent.id:
+            if ticket.agent is None and ticket.entry.state == RunState.PARKED and ticket.request.agent_id == agent.id:
                 ticket.agent, ticket.model = agent, agent.model
                 ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
                 if ticket.entry.began_sequence is None:
@@ -319,7 +330,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 raise
             return
         self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
-        if result.stop_reason == "completed":
+        if ticket.unreadable is not None and self._draining is None:
+            result = self._park_unreadable(ticket, ticket.unreadable, result)
+        elif result.stop_reason == "completed":
             self._completed += 1
         elif result.stop_reason != "suspended":
             self._stopped += 1
@@ -417,7 +430,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             await asyncio.wait([ticket.result])
             if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
                 return _was_cancelled(ticket)
-        if ticket.entry.began_sequence is not None:
+        if ticket.entry.began_sequence is not None and ticket.unreadable is None:
             # What it left open in its transcript is closed by an attempt that only ends it.
             if ticket.result.done():
                 ticket.result = asyncio.get_running_loop().create_future()
@@ -500,6 +513,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             completed=self._completed,
             stopped=self._stopped,
             recovered=self._recovered,
+            quarantined=len(self._store.quarantined()),
         )
 
     def _publish(self, ticket: RunTicket, name: str, fields: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from callboard.agents import Agent
 from callboard.models.base import Model
 from callboard.stops import StopRun
+from callboard_protocol.errors import DamagedRecordError
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry
 
@@ -30,6 +31,7 @@ class RunTicket:
         deadline: the timer of its `max_duration`.
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
+        unreadable: why its session cannot be read; None while it can.
     """
 
     __slots__ = (
@@ -47,6 +49,7 @@ class RunTicket:
         "stop",
         "stopped_by",
         "task",
+        "unreadable",
     )
 
     def __init__(
@@ -73,6 +76,7 @@ class RunTicket:
         self.has_slot = False
         self.is_at_work = False
         self.deadline: asyncio.TimerHandle | None = None
+        self.unreadable: DamagedRecordError | None = None
 
     @property
     def request(self) -> RunRequest:

@@ -73,6 +73,7 @@ from callboard_protocol.event_models_runtime import (
     RuntimeShutdownCompleted,
     RuntimeShutdownRequested,
     RuntimeShutdownStarted,
+    StoreRecordQuarantined,
     SubscriberLagged,
 )
 from callboard_protocol.event_models_step import (
@@ -172,6 +173,7 @@ BuiltInEvent: TypeAlias = (
     | MemoryCompactFailed
     | ConfigReloaded
     | ActorRestarted
+    | StoreRecordQuarantined
     | RuntimeLoopBlocked
     | SubscriberLagged
     | RuntimeShutdownRequested

@@ -23,7 +23,7 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UnpersistableValueError
 from callboard_storage import leaves
 from callboard_storage.plain import Flattener
-from callboard_storage.schemas import PARTS, SCHEMAS, Schema, Schemas
+from callboard_storage.schemas import PARTS, SCHEMAS, Schema, Schemas, unknown
 from callboard_storage.unpersistable import Search
 
 ModelT = TypeVar("ModelT")
@@ -186,12 +186,12 @@ def _open_frame(key: bytes, frame: bytes) -> tuple[bytes, int, int]:
     if digest != frame[_HEADER.size : OVERHEAD]:
         raise _damaged(key, "fails its checksum")
     if frame_version != FRAME_VERSION:
-        raise UnknownSchemaError(f"the record at {key!r} has frame version {frame_version}, this release reads 1")
+        raise unknown(f"has frame version {frame_version}, this release reads {FRAME_VERSION}")
     return payload, number, version
 
 
 def _damaged(key: bytes, what: str) -> DamagedRecordError:
-    return DamagedRecordError(f"the record at {key!r} {what}", context={"key": key})
+    return DamagedRecordError(f"the record at {key!r} {what}", context={"what": what})
 
 
 def _depth_of(value: object) -> int:

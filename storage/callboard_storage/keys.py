@@ -62,6 +62,13 @@ def name_key(prefix: bytes, name: str, what: str) -> bytes:
     return prefix + encoded
 
 
+def readable(table: str, key: bytes) -> str:
+    """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
+    if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
+        return f"{key[:-9].decode(errors='replace')}#{sequence_of(key)}"
+    return key.replace(b"\0", b"/").decode(errors="replace")
+
+
 def run_key(run_id: str) -> bytes:
     """A run's key in the table of runs."""
     return check_identifier(run_id, "run id").encode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 import lmdb
 
+from callboard_protocol._version import __version__
 from callboard_protocol.errors import (
     StoreClosedError,
     StoreError,
@@ -92,6 +94,10 @@ class ReadTransaction:
         if stop <= start:
             return []
         return self._range("log", prefix + keys.pack_sequence(start), prefix + keys.pack_sequence(stop), None)
+
+    def newest_release(self) -> str:
+        """The newest release that has opened the directory; empty where that is not known."""
+        return self._transaction.get(b"release", b"", db=self._databases["meta"]).decode("ascii", "replace")
 
     def each(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """Every row of a table, one at a time. Damage may show as rows that are missing, repeated or out of order."""
@@ -410,10 +416,18 @@ def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, An
         engine = transaction.get(b"engine", b"", db=meta).decode("ascii", "replace")
         if engine.split(".")[:2] != version.split(".")[:2]:
             raise doors.engine_mismatch(directory, f"LMDB {engine}")
+        release = transaction.get(b"release", b"", db=meta).decode("ascii", "replace")
+        if _numbers(release) < _numbers(__version__):
+            transaction.put(b"release", __version__.encode(), db=meta)
         databases = {"meta": meta, "log": environment.open_db(b"log", txn=transaction)}
         for table in TABLES:
             databases[table] = environment.open_db(table.encode(), txn=transaction)
     return databases
+
+
+def _numbers(release: str) -> list[int]:
+    """The numbers in a release's name, by which the newer of two is told."""
+    return [int(number) for number in re.findall(r"[0-9]+", release)]
 
 
 def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:

@@ -10,19 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from callboard_protocol.errors import CallboardError, ForkedError, StoreClosedError
+from callboard_protocol.errors import CallboardError, DamagedRecordError, ForkedError, StoreClosedError
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
 from callboard_storage.fencing import check_shape
 from callboard_storage.lmdb_environment import ReadTransaction, WriteTransaction
+from callboard_storage.quarantine import Quarantine
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
     Batch,
     Deletion,
     Fence,
+    QuarantinedRecord,
     StoredRecord,
     StoreFigures,
 )
@@ -57,6 +59,7 @@ class LmdbStore:
         self._kind_of_file_system = kind_of_file_system
         self._directory: DataDirectory | None = None
         self._reader_check: asyncio.TimerHandle | None = None
+        self._quarantine = Quarantine()
 
     async def open(self) -> None:
         """Open the directory. Opening twice is harmless.
@@ -102,20 +105,21 @@ class LmdbStore:
         """Put the batch in line for the next transaction."""
         directory = self._opened()
         frames = check_shape(batch, fence)
+        self._quarantine.written(frames)
         directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp))
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
 
         def head_or_lag(snapshot: ReadTransaction) -> SessionHead | int | None:
-            stored, lag = reading.stored_head(snapshot, session_id)
+            stored, lag = reading.stored_head(snapshot, session_id, self._quarantine.add)
             if stored is None:
                 return None
             return lag if lag > RECORDS_READ_ON_LOOP else reading.catch_up(snapshot, stored, lag)
 
         found = self._read(head_or_lag)
         if isinstance(found, int):
-            return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id))
+            return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id, self._quarantine.add))
         return found
 
     async def read_log(
@@ -142,11 +146,12 @@ class LmdbStore:
 
     async def read_unfinished(self) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return await self._read_on_thread(reading.unfinished)
+        return await self._read_on_thread(lambda snapshot: reading.unfinished(snapshot, self._quarantine.add))
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
-        return await self._read_anywhere(limit, lambda snapshot: reading.runs(snapshot, after, limit))
+        aside = self._quarantine.add
+        return await self._read_anywhere(limit, lambda snapshot: reading.runs(snapshot, after, limit, aside))
 
     async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
         """Ids of sessions with a head."""
@@ -154,11 +159,20 @@ class LmdbStore:
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints."""
-        return await self._read_on_thread(lambda snapshot: reading.checkpoints(snapshot, session_id))
+        aside = self._quarantine.add
+        return await self._read_on_thread(lambda snapshot: reading.checkpoints(snapshot, session_id, aside))
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""
         return self._read(lambda snapshot: reading.memory(snapshot, session_id))
+
+    def quarantined(self) -> Sequence[QuarantinedRecord]:
+        """What it has found that cannot be read."""
+        return self._quarantine.records()
+
+    def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
+        """Have `told` called with each record that is found from now on."""
+        return self._quarantine.watch(told)
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
@@ -178,6 +192,7 @@ class LmdbStore:
             if error is not None:
                 deleted.set_exception(error)
             else:
+                self._quarantine.deleted(session_id, self._has_run)
                 deleted.set_result(removed[-1])
 
         directory.queue.put(Operation(work, loop, done))
@@ -212,15 +227,22 @@ class LmdbStore:
         return directory
 
     def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
-        return self._opened().environment.read(work)
+        try:
+            return self._opened().environment.read(work)
+        except DamagedRecordError as error:
+            self._quarantine.add(error)
+            raise
 
     async def _read_on_thread(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
         directory = self._opened()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(directory.reader, directory.environment.read, work)
+        return await loop.run_in_executor(directory.reader, self._read, work)
 
     async def _read_anywhere(self, limit: int, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
         return self._read(work) if limit <= RECORDS_READ_ON_LOOP else await self._read_on_thread(work)
+
+    def _has_run(self, run_id: str) -> bool:
+        return self._read(lambda snapshot: snapshot.get("runs", keys.run_key(run_id))) is not None
 
     def _check_readers_later(self) -> None:
         loop = asyncio.get_running_loop()

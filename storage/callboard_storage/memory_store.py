@@ -10,16 +10,28 @@ from __future__ import annotations
 import asyncio
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from callboard_protocol.errors import CallboardError, StoreClosedError
+from callboard_protocol.errors import CallboardError, DamagedRecordError, StoreClosedError
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import keys, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import Refusals, Verdict, check_shape, judge
+from callboard_storage.quarantine import Quarantine
 from callboard_storage.reading import Rows
-from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, StoredRecord, StoreFigures
+from callboard_storage.store import (
+    Acknowledge,
+    Batch,
+    Deletion,
+    Fence,
+    QuarantinedRecord,
+    StoredRecord,
+    StoreFigures,
+)
+
+ResultT = TypeVar("ResultT")
 
 
 class _Session:
@@ -108,6 +120,9 @@ class _Tables:
         session = self.sessions.get(prefix)
         return [] if session is None else session.log[start:stop]
 
+    def newest_release(self) -> str:
+        return ""
+
 
 class MemoryStore:
     """A `Store` whose contents last as long as the object. It may be closed and opened again, and shared by loops."""
@@ -120,6 +135,7 @@ class MemoryStore:
         self._is_open = False
         self._commits = 0
         self._batches = 0
+        self._quarantine = Quarantine()
 
     async def open(self) -> None:
         """Open it; nothing can fail."""
@@ -140,6 +156,7 @@ class MemoryStore:
         frames = check_shape(batch, fence)
         with self._lock:
             self._check_open()
+            self._quarantine.written(frames)
             error = self._take(frames, fence)
             answers = self._answers.get(loop)
             if answers is None:
@@ -149,45 +166,54 @@ class MemoryStore:
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
-        return reading.head(self._snapshot(), session_id)
+        return self._read(lambda tables: reading.head(tables, session_id, self._quarantine.add))
 
     async def read_log(
         self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
     ) -> Sequence[StoredRecord]:
         """Records of a session's log."""
-        snapshot = self._snapshot()
-        last = snapshot.last_sequence(keys.session_prefix(session_id))
-        return reading.log(snapshot, session_id, *reading.log_range(last, start, stop, limit))
+        last = self._snapshot().last_sequence(keys.session_prefix(session_id))
+        return self._read(lambda tables: reading.log(tables, session_id, *reading.log_range(last, start, stop, limit)))
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""
-        return reading.run(self._snapshot(), run_id)
+        return self._read(lambda tables: reading.run(tables, run_id))
 
     async def read_unfinished(self) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return reading.unfinished(self._snapshot())
+        return self._read(lambda tables: reading.unfinished(tables, self._quarantine.add))
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
-        return reading.runs(self._snapshot(), after, limit)
+        return self._read(lambda tables: reading.runs(tables, after, limit, self._quarantine.add))
 
     async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
         """Ids of sessions with a head."""
-        return reading.session_ids(self._snapshot(), after, limit)
+        return self._read(lambda tables: reading.session_ids(tables, after, limit))
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints."""
-        return reading.checkpoints(self._snapshot(), session_id)
+        return self._read(lambda tables: reading.checkpoints(tables, session_id, self._quarantine.add))
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""
-        return reading.memory(self._snapshot(), session_id)
+        return self._read(lambda tables: reading.memory(tables, session_id))
+
+    def quarantined(self) -> Sequence[QuarantinedRecord]:
+        """What it has found that cannot be read."""
+        return self._quarantine.records()
+
+    def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
+        """Have `told` called with each record that is found from now on."""
+        return self._quarantine.watch(told)
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
         with self._lock:
             self._check_open()
-            return self._tables.delete_session(keys.session_prefix(session_id))
+            deletion = self._tables.delete_session(keys.session_prefix(session_id))
+            self._quarantine.deleted(session_id, lambda run_id: keys.run_key(run_id) in self._tables.shared["runs"])
+            return deletion
 
     async def figures(self) -> StoreFigures:
         """What it holds."""
@@ -210,6 +236,13 @@ class MemoryStore:
     def _snapshot(self) -> _Tables:
         self._check_open()
         return self._tables
+
+    def _read(self, work: Callable[[_Tables], ResultT]) -> ResultT:
+        try:
+            return work(self._snapshot())
+        except DamagedRecordError as error:
+            self._quarantine.add(error)
+            raise
 
     def _take(self, batch: FrameBatch, fence: Fence | None) -> CallboardError | None:
         session = self._tables.session(batch.prefix)

@@ -6,9 +6,8 @@ next await.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
 from callboard_protocol.records import LogRecord, Record
@@ -16,9 +15,10 @@ from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, Session
 from callboard_storage import keys
 from callboard_storage.batch import Table
 from callboard_storage.codec import decode
+from callboard_storage.quarantine import SetAside, located
 from callboard_storage.store import StoredRecord
 
-logger = logging.getLogger(__name__)
+ModelT = TypeVar("ModelT")
 
 Rows = Sequence[tuple[bytes, bytes]]
 """Keys and values, in the order of the keys."""
@@ -47,6 +47,24 @@ class Snapshot(Protocol):
         """A session's log records with `start` <= sequence < `stop`."""
         ...
 
+    def newest_release(self) -> str:
+        """The newest release that has written here; empty where that is not kept."""
+        ...
+
+
+def _decoded(
+    snapshot: Snapshot, table: Table | Literal["log"], key: bytes, frame: bytes, model: type[ModelT]
+) -> ModelT:
+    """The model of a row.
+
+    Raises:
+        DamagedRecordError: it cannot be read; the error says which row it is.
+    """
+    try:
+        return decode(key, frame, model)
+    except DamagedRecordError as error:
+        raise located(error, table, key, snapshot.newest_release()) from error
+
 
 def log_range(last: int, start: int, stop: int | None, limit: int | None) -> tuple[int, int]:
     """The sequences a read covers, once it is known where the log ends."""
@@ -60,10 +78,13 @@ def log_range(last: int, start: int, stop: int | None, limit: int | None) -> tup
 def log(snapshot: Snapshot, session_id: str, first: int, behind: int) -> list[StoredRecord]:
     """Decoded records with `first` <= sequence < `behind`."""
     rows = snapshot.log_rows(keys.session_prefix(session_id), first, behind)
-    return [StoredRecord(keys.sequence_of(key), cast(LogRecord, decode(key, frame, Record))) for key, frame in rows]
+    return [
+        StoredRecord(keys.sequence_of(key), cast(LogRecord, _decoded(snapshot, "log", key, frame, Record)))
+        for key, frame in rows
+    ]
 
 
-def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None, int]:
+def stored_head(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> tuple[SessionHead | None, int]:
     """A session's head as it is stored, and how many records behind it are not in it yet.
 
     A damaged head is no loss: it is folded again from the start of the log.
@@ -77,11 +98,11 @@ def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None
     head = SessionHead(session_id=session_id)
     if frame is not None:
         try:
-            head = decode(key, frame, SessionHead)
+            head = _decoded(snapshot, "heads", key, frame, SessionHead)
         except UnknownSchemaError:
             raise
         except DamagedRecordError as error:
-            logger.warning("the head of session %r is damaged and is rebuilt from its log: %s", session_id, error)
+            set_aside(error)
     return head, max(last + 1 - head.next_sequence, 0)
 
 
@@ -95,9 +116,9 @@ def catch_up(snapshot: Snapshot, head: SessionHead, lag: int) -> SessionHead:
     return fold.head()
 
 
-def head(snapshot: Snapshot, session_id: str) -> SessionHead | None:
+def head(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> SessionHead | None:
     """Where a session stands."""
-    stored, lag = stored_head(snapshot, session_id)
+    stored, lag = stored_head(snapshot, session_id, set_aside)
     return stored if stored is None else catch_up(snapshot, stored, lag)
 
 
@@ -105,24 +126,28 @@ def run(snapshot: Snapshot, run_id: str) -> RunEntry | None:
     """A run's entry."""
     key = keys.run_key(run_id)
     frame = snapshot.get("runs", key)
-    return None if frame is None else decode(key, frame, RunEntry)
+    return None if frame is None else _decoded(snapshot, "runs", key, frame, RunEntry)
 
 
-def runs(snapshot: Snapshot, after: str | None, limit: int) -> list[RunEntry]:
+def runs(snapshot: Snapshot, after: str | None, limit: int, set_aside: SetAside) -> list[RunEntry]:
     """Run entries in the order of their ids."""
-    rows = snapshot.rows("runs", None if after is None else after.encode(), limit)
-    return [decode(key, frame, RunEntry) for key, frame in rows]
+    found: list[RunEntry] = []
+    last = None if after is None else after.encode()
+    while len(found) < limit:
+        # What is left out makes room for others: a page that is not full is the last one.
+        wanted = limit - len(found)
+        rows = snapshot.rows("runs", last, wanted)
+        found += _readable(snapshot, "runs", rows, RunEntry, set_aside)
+        if len(rows) < wanted:
+            break
+        last = rows[-1][0]
+    return found
 
 
-def unfinished(snapshot: Snapshot) -> list[RunEntry]:
-    """Entries of runs that have not ended, in admission order; a damaged one is left out and logged."""
-    entries = []
-    for key, _ in snapshot.rows("unfinished"):
-        frame = snapshot.get("runs", key)
-        try:
-            entries.append(decode(key, frame or b"", RunEntry))
-        except DamagedRecordError as error:
-            logger.exception("run %r is left out of recovery", key.decode(errors="replace"), exc_info=error)
+def unfinished(snapshot: Snapshot, set_aside: SetAside) -> list[RunEntry]:
+    """Entries of runs that have not ended, in admission order."""
+    rows = [(key, snapshot.get("runs", key) or b"") for key, _ in snapshot.rows("unfinished")]
+    entries = _readable(snapshot, "runs", rows, RunEntry, set_aside)
     entries.sort(key=lambda entry: (entry.order, entry.run_id))
     return entries
 
@@ -133,10 +158,10 @@ def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
     return [key.decode() for key, _ in rows]
 
 
-def checkpoints(snapshot: Snapshot, session_id: str) -> list[SessionCheckpoint]:
+def checkpoints(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> list[SessionCheckpoint]:
     """A session's checkpoints, oldest log position first."""
     rows = snapshot.session_rows("checkpoints", keys.session_prefix(session_id))
-    found = [decode(key, frame, SessionCheckpoint) for key, frame in rows]
+    found = _readable(snapshot, "checkpoints", rows, SessionCheckpoint, set_aside)
     found.sort(key=lambda one: (one.log_position, one.created_at))
     return found
 
@@ -144,4 +169,15 @@ def checkpoints(snapshot: Snapshot, session_id: str) -> list[SessionCheckpoint]:
 def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:
     """A session's memory entries, by name."""
     rows = snapshot.session_rows("memory", keys.session_prefix(session_id))
-    return [decode(key, frame, MemoryEntry) for key, frame in rows]
+    return [_decoded(snapshot, "memory", key, frame, MemoryEntry) for key, frame in rows]
+
+
+def _readable(snapshot: Snapshot, table: Table, rows: Rows, model: type[ModelT], set_aside: SetAside) -> list[ModelT]:
+    """The models of those rows that can be read."""
+    found = []
+    for key, frame in rows:
+        try:
+            found.append(_decoded(snapshot, table, key, frame, model))
+        except DamagedRecordError as error:
+            set_aside(error)
+    return found

@@ -93,6 +93,31 @@ class Deletion:
         return self.records + self.heads + self.checkpoints + self.memory + self.runs
 
 
+@dataclass(frozen=True, slots=True)
+class QuarantinedRecord:
+    """A stored record that cannot be read. Its bytes stay where they are.
+
+    Attributes:
+        table: where it is: ``log``, ``heads``, ``checkpoints``, ``memory`` or ``runs``.
+        key: which one, readable: ``session#sequence``, ``session/name``, or an id.
+        session_id: the session it belongs to; None for a run's entry, whose session is in what cannot be read.
+        run_id: the run, for a run's entry.
+        sequence: its place in the session's log, for a record of one.
+        code: ``damaged_record``, or ``unknown_schema`` where a newer release wrote it.
+        message: what is wrong with it.
+        hint: what to do about it.
+    """
+
+    table: str
+    key: str
+    session_id: str | None
+    run_id: str | None
+    sequence: int | None
+    code: str
+    message: str
+    hint: str
+
+
 class Batch(Protocol):
     """What one transaction writes for one session.
 
@@ -179,7 +204,13 @@ class Store(Protocol):
         ...
 
     async def read_head(self, session_id: str) -> SessionHead | None:
-        """Where a session stands, brought up to date from its log; None if there is none."""
+        """Where a session stands, brought up to date from its log; None if there is none.
+
+        A damaged head is quarantined and folded again from the log.
+
+        Raises:
+            DamagedRecordError: so is a record that it takes.
+        """
         ...
 
     async def read_log(
@@ -193,15 +224,19 @@ class Store(Protocol):
         ...
 
     async def read_run(self, run_id: str) -> RunEntry | None:
-        """A run's entry."""
+        """A run's entry.
+
+        Raises:
+            DamagedRecordError: it cannot be read.
+        """
         ...
 
     async def read_unfinished(self) -> Sequence[RunEntry]:
-        """The entries of all runs that have not ended, in admission order. A damaged entry is left out and logged."""
+        """The entries of all runs that have not ended, in admission order. What cannot be read is left out."""
         ...
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
-        """Runs in the order of their ids, following `after`."""
+        """Runs in the order of their ids, following `after`. What cannot be read is left out, and does not count."""
         ...
 
     async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
@@ -209,11 +244,30 @@ class Store(Protocol):
         ...
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
-        """The session's stored checkpoints, oldest log position first."""
+        """The session's stored checkpoints, oldest log position first. What cannot be read is left out."""
         ...
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
-        """All entries of a session's memory, by name."""
+        """All entries of a session's memory, by name.
+
+        Raises:
+            DamagedRecordError: one of them cannot be read.
+        """
+        ...
+
+    def quarantined(self) -> Sequence[QuarantinedRecord]:
+        """What it has found since it was made that cannot be read, in the order it was found, each once.
+
+        A record that is written anew or deleted is in there no longer.
+        """
+        ...
+
+    def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
+        """Have `told` called with each record that is found from now on, on whichever thread finds it.
+
+        Returns:
+            Ends that.
+        """
         ...
 
     async def delete_session(self, session_id: str) -> Deletion:

@@ -102,6 +102,7 @@ NAMES = [
     "agent.transferred",
     "config.reloaded",
     "actor.restarted",
+    "store.record_quarantined",
     "runtime.loop_blocked",
     "subscriber.lagged",
     "runtime.shutdown_requested",
@@ -150,6 +151,9 @@ SAMPLES: dict[str, Any] = {
     "index": 0,
     "missed": 12,
     "succeeded": 2,
+    "table": "log",
+    "key": "user-42#7",
+    "code": "damaged_record",
 }
 
 
@@ -339,6 +343,7 @@ def test_every_recorded_and_every_live_event_belongs_to_a_run():
         "session.released",
         "config.reloaded",
         "actor.restarted",
+        "store.record_quarantined",
         "runtime.loop_blocked",
         "subscriber.lagged",
         "runtime.shutdown_requested",

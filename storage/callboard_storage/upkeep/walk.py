@@ -85,7 +85,7 @@ class Walk:
             key, value = row
             if key <= before:
                 # Pages that point back would lead round in circles.
-                self._whole(table, f"is out of order behind {readable(table, before)}; the rest was not read")
+                self._whole(table, f"is out of order behind {keys.readable(table, before)}; the rest was not read")
                 return
             before = key
             self._rows += 1
@@ -104,7 +104,7 @@ class Walk:
 
     def _wrong(self, table: str, key: bytes, what: str, session: bytes | None = None) -> None:
         session_id = None if session is None else session.decode(errors="replace")
-        self._tell(Problem(table=table, key=readable(table, key), session_id=session_id, what=what))
+        self._tell(Problem(table=table, key=keys.readable(table, key), session_id=session_id, what=what))
 
     def _decoded(
         self, table: str, key: bytes, frame: bytes, model: type[ModelT], session: bytes | None
@@ -272,13 +272,6 @@ class _SessionLog:
             differing = [name for name in SessionHead.model_fields if getattr(stored, name) != getattr(expected, name)]
             what = f"is not the fold of its log: {', '.join(differing)}"
             self._wrong("heads", self._session, what, self._session)
-
-
-def readable(table: str, key: bytes) -> str:
-    """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
-    if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
-        return f"{key[:-9].decode(errors='replace')}#{keys.sequence_of(key)}"
-    return key.replace(b"\0", b"/").decode(errors="replace")
 
 
 def _split(key: bytes) -> tuple[bytes, bytes]:

@@ -23,6 +23,7 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UnpersistableValueError
 from callboard_storage import leaves
 from callboard_storage.plain import Flattener
+from callboard_storage.plain_bodies import PlainBodies
 from callboard_storage.schemas import PARTS, SCHEMAS, Schema, Schemas, unknown
 from callboard_storage.unpersistable import Search
 
@@ -54,11 +55,12 @@ class Codec:
         parts: what stored models are made of.
     """
 
-    __slots__ = ("_flattener", "_schemas", "_search")
+    __slots__ = ("_flattener", "_plain_bodies", "_schemas", "_search")
 
     def __init__(self, schemas: Schemas, parts: tuple[type[Any], ...] = ()) -> None:
         self._schemas = schemas
         self._flattener = Flattener((*(schema.model for schema in schemas), *parts))
+        self._plain_bodies = PlainBodies(schema.model for schema in schemas)
         self._search = Search(MAX_DEPTH, _packs, self._comes_back, self._stored_form)
 
     def encode(self, key: bytes, model: Frozen) -> bytes:
@@ -100,7 +102,7 @@ class Codec:
             deep = len(payload.translate(None, _NOT_CONTAINER)) > MAX_DEPTH and _depth_of(body) > MAX_DEPTH
             if version != schema.version:
                 body = self._schemas.upcast(schema, version, body)
-            model = schema.model.model_validate(body)
+            model = self._plain_bodies.recognise(schema.model, body) or schema.model.model_validate(body)
         except UnknownSchemaError:
             raise
         except Exception as error:
@@ -182,7 +184,7 @@ def _open_frame(key: bytes, frame: bytes) -> tuple[bytes, int, int]:
     if magic != _MAGIC or len(frame) != OVERHEAD + length:
         raise _damaged(key, f"is not a frame of its stated length: {len(frame)} bytes")
     payload = frame[OVERHEAD:]
-    digest = blake2b(b"".join((key, frame[: _HEADER.size], payload)), digest_size=_DIGEST_SIZE).digest()
+    digest = blake2b(key + frame[: _HEADER.size] + payload, digest_size=_DIGEST_SIZE).digest()
     if digest != frame[_HEADER.size : OVERHEAD]:
         raise _damaged(key, "fails its checksum")
     if frame_version != FRAME_VERSION:

@@ -104,6 +104,38 @@ class ReadTransaction:
         with self._transaction.cursor(self._databases[table]) as cursor:
             yield from cursor
 
+    def each_of(self, table: str, wanted: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes]]:
+        """As `each`, for the rows of those sessions whose prefix is wanted: the others are jumped over.
+
+        A key without a prefix stands for itself. Ends where damage would lead round in circles.
+        """
+        before = b""
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            found = cursor.first()
+            while found and cursor.key() > before:
+                before = cursor.key()
+                prefix = before[: before.find(b"\0") + 1] or before
+                if not wanted(prefix):
+                    found = cursor.set_range(keys.after_prefix(prefix) if prefix != before else prefix + b"\0")
+                    continue
+                found = False
+                for row in cursor.iternext():
+                    if not row[0].startswith(prefix):
+                        found = True
+                        break
+                    yield row
+
+    def count_keys(self, table: str) -> int:
+        """Rows of a table that can be reached one from the next, in order."""
+        before, count = b"", 0
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            for key in cursor.iternext(values=False):
+                if key <= before:
+                    break
+                before = key
+                count += 1
+        return count
+
     def entries(self, table: str) -> int:
         """Rows of a table."""
         return self._transaction.stat(self._databases[table])["entries"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -49,27 +50,42 @@ def verify_held(directory: Path, descriptor: int, *, progress: child.Progress | 
     began = time.perf_counter()
     size = (directory / DATA_FILE).stat().st_size
     shards = min(os.cpu_count() or 1, _MOST_READERS) if size >= BYTES_WORTH_SHARING else 1
-    rest = TABLES[1:]
     readers = [_Reader(directory, descriptor, ("log",), shard, shards) for shard in range(shards)]
-    if shards == 1:
-        readers[0].tables = TABLES
-    else:
-        readers.append(_Reader(directory, descriptor, rest, 0, 1))
+    readers[-1].tables = TABLES
     if progress is not None:
-        readers[0].progress = progress
+        together = _Together(progress)
+        for reader in readers:
+            reader.progress = together.of(reader.shard)
     with ThreadPoolExecutor(len(readers), thread_name_prefix="callboard-verify") as threads:
         for done in [threads.submit(reader.read) for reader in readers]:
             done.result()
-    firsts = [reader for reader in readers if reader.shard == 0]
+    rows: Counter[str] = Counter()
+    for reader in readers:
+        rows.update(reader.rows)
     return VerifyReport(
         path=str(directory),
-        rows={table: count for reader in firsts for table, count in reader.rows.items()},
-        sessions=sum(reader.sessions for reader in firsts),
-        bytes_checked=sum(reader.bytes for reader in firsts),
+        rows={table: rows[table] for table in TABLES if table in rows},
+        sessions=sum(reader.sessions for reader in readers),
+        bytes_checked=sum(reader.bytes for reader in readers),
         seconds=time.perf_counter() - began,
         problems=tuple({problem: None for reader in readers for problem in reader.problems}),
         more_problems=sum(reader.more for reader in readers),
     )
+
+
+class _Together:
+    """How far several readers are, as one."""
+
+    def __init__(self, progress: child.Progress) -> None:
+        self._progress = progress
+        self._done: dict[int, int] = {}
+
+    def of(self, shard: int) -> child.Progress:
+        def told(done: int, total: int) -> None:
+            self._done[shard] = done
+            self._progress(sum(self._done.values()), total)
+
+        return told
 
 
 @dataclass(slots=True)

@@ -48,20 +48,20 @@ class Walk:
         self._bytes = 0
         self._done = 0
         self._sessions = 0
-        self._is_first_shard = True
+        self._is_whole = True
 
     def check(self, table: str, shard: int = 0, shards: int = 1) -> tuple[int, int, int]:
         """Walk a table; returns its rows, their bytes and, for the log, how many sessions they belong to.
 
         Args:
             table: which.
-            shard: which share of the log's sessions to decode; the first also looks after the table as a whole.
+            shard: which share of the log's sessions to walk; the first also looks after the table as a whole.
             shards: into how many shares they are divided.
         """
         self._rows = self._bytes = self._sessions = 0
-        self._is_first_shard = shard == 0
+        self._is_whole = shard == 0 or table != "log"
         if table not in self._tables:
-            if self._is_first_shard:
+            if self._is_whole:
                 self._tell(Problem(table=table, what="is missing"))
             return 0, 0, 0
         if table == "log":
@@ -80,8 +80,23 @@ class Walk:
         return self._rows, self._bytes, self._sessions
 
     def _each(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        yield from self._counted(table, self._snapshot.each(table))
+        self._expect(table, self._rows)
+
+    def _each_of_share(self, shard: int, shards: int) -> Iterator[tuple[bytes, bytes]]:
+        """The log's rows of one share of the sessions; the others are jumped over."""
+        if shard == 0:
+            self._expect("log", self._snapshot.count_keys("log"))
+        return self._counted("log", self._snapshot.each_of("log", lambda prefix: crc32(prefix) % shards == shard))
+
+    def _expect(self, table: str, rows: int) -> None:
+        expected = self._snapshot.entries(table)
+        if rows != expected:
+            self._whole(table, f"has {rows} rows, it should have {expected}")
+
+    def _counted(self, table: str, rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
         before = b""
-        for row in self._snapshot.each(table):
+        for row in rows:
             key, value = row
             if key <= before:
                 # Pages that point back would lead round in circles.
@@ -94,12 +109,9 @@ class Walk:
                 self._progress(self._done + self._bytes)
             yield row
         self._done += self._bytes
-        expected = self._snapshot.entries(table)
-        if self._rows != expected:
-            self._whole(table, f"has {self._rows} rows, it should have {expected}")
 
     def _whole(self, table: str, what: str) -> None:
-        if self._is_first_shard:
+        if self._is_whole:
             self._tell(Problem(table=table, what=what))
 
     def _wrong(self, table: str, key: bytes, what: str, session: bytes | None = None) -> None:
@@ -118,24 +130,20 @@ class Walk:
     def _check_log(self, shard: int, shards: int) -> None:
         current: _SessionLog | None = None
         prefix = b""
-        is_ours = False
-        for key, frame in self._each("log"):
+        for key, frame in self._each("log") if shards == 1 else self._each_of_share(shard, shards):
             if len(key) != len(prefix) + 8 or not key.startswith(prefix) or not prefix:
                 if current is not None:
                     current.finish()
                     current = None
                 behind = key.find(b"\0") + 1
                 prefix = key[:behind]
-                is_ours = crc32(prefix) % shards == shard
                 if len(key) != behind + 8 or behind < 2:
                     prefix = b""
-                    if is_ours:
-                        self._wrong("log", key, "has a key that no session's record has")
+                    self._wrong("log", key, "has a key that no session's record has")
                     continue
                 self._sessions += 1
-                if is_ours:
-                    current = self._begin(prefix)
-            if is_ours and current is not None:
+                current = self._begin(prefix)
+            if current is not None:
                 current.add(key, frame)
         if current is not None:
             current.finish()

@@ -26,7 +26,7 @@ from callboard_protocol.errors import (
     StoreOpenError,
     StoreVersionError,
 )
-from callboard_storage import doors, keys
+from callboard_storage import data_file, doors, keys
 from callboard_storage.batch import TABLES, Table
 from callboard_storage.reading import Rows, Snapshot
 
@@ -268,6 +268,9 @@ class LmdbEnvironment:
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)
         doors.check_free_space(self.directory, is_new)
+        if is_new:
+            data_file.create(self.directory / doors.DATA_FILE, _write_empty)
+        data_file.check(self.directory / doors.DATA_FILE)
         doors.allocate(self.directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
         environment = self._map()
         try:
@@ -377,6 +380,14 @@ class ReadOnlyEnvironment:
     def close(self) -> None:
         """Close it."""
         self._environment.close()
+
+
+def _write_empty(path: Path) -> None:
+    """Write an empty data file that nobody else knows of, and which therefore needs no locks."""
+    try:
+        lmdb.Environment(os.fspath(path), subdir=False, lock=False, map_size=1 << 20, lib_version=ENGINE).close()
+    except lmdb.Error as error:
+        raise StoreOpenError(f"{path} cannot be written: {error}") from error
 
 
 def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, Any]:

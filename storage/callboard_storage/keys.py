@@ -10,7 +10,7 @@ import struct
 from functools import lru_cache
 
 from callboard_protocol.base import check_identifier
-from callboard_protocol.errors import InvalidIdentifierError
+from callboard_protocol.errors import DamagedRecordError, InvalidIdentifierError
 
 MAX_KEY_BYTES = 511
 """LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
@@ -18,6 +18,8 @@ MAX_KEY_BYTES = 511
 _SEQUENCE = struct.Struct(">Q")
 pack_sequence = _SEQUENCE.pack
 """A number as eight ordered bytes."""
+
+SEQUENCE_BYTES = _SEQUENCE.size
 
 
 @lru_cache(maxsize=4096)
@@ -32,7 +34,13 @@ def after_prefix(prefix: bytes) -> bytes:
 
 
 def sequence_of(key: bytes) -> int:
-    """The sequence at the end of a log key."""
+    """The sequence at the end of a log key.
+
+    Raises:
+        DamagedRecordError: it is too short to be one.
+    """
+    if len(key) <= SEQUENCE_BYTES:
+        raise DamagedRecordError(f"the log has a key that no record has: {key!r}", context={"key": key})
     sequence: int = _SEQUENCE.unpack_from(key, len(key) - 8)[0]
     return sequence
 

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import lmdb
 
 from callboard_protocol.errors import (
+    DamagedRecordError,
     StoreClosedError,
     StoreError,
     StoreFullError,
@@ -105,12 +106,16 @@ class ReadTransaction:
     def count_sessions(self) -> int:
         """Sessions whose log holds anything: one jump per session."""
         count = 0
+        behind = b""
         with self._transaction.cursor(self._databases["log"]) as cursor:
             found = cursor.first()
             while found:
-                count += 1
                 key = cursor.key()
-                found = cursor.set_range(keys.after_prefix(key[: key.index(b"\0") + 1]))
+                if key < behind or b"\0" not in key:
+                    raise _out_of_order("log", key)
+                count += 1
+                behind = keys.after_prefix(key[: key.index(b"\0") + 1])
+                found = cursor.set_range(behind)
         return count
 
     def bytes_used(self) -> int:
@@ -124,9 +129,14 @@ class ReadTransaction:
         with self._transaction.cursor(self._databases[table]) as cursor:
             if not (cursor.set_range(first) if first else cursor.first()):
                 return found
+            before = b""
             for row in cursor.iternext():
-                if behind is not None and row[0] >= behind:
+                key = row[0]
+                if key <= before or key < first:
+                    raise _out_of_order(table, key)
+                if behind is not None and key >= behind:
                     break
+                before = key
                 found.append(row)
                 if limit is not None and len(found) >= limit:
                     break
@@ -431,8 +441,16 @@ def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: 
     with transaction.cursor(database) as cursor:
         found = cursor.prev() if cursor.set_range(keys.after_prefix(prefix)) else cursor.last()
         if found and cursor.key().startswith(prefix):
-            return keys.sequence_of(cursor.key())
+            key = cursor.key()
+            if len(key) != len(prefix) + keys.SEQUENCE_BYTES:
+                raise _out_of_order("log", key)
+            return keys.sequence_of(key)
     return -1
+
+
+def _out_of_order(table: str, key: bytes) -> DamagedRecordError:
+    """The error for a page that leads elsewhere, and perhaps round in circles."""
+    return DamagedRecordError(f"the table {table!r} is damaged: {key!r} is out of order", context={"key": key})
 
 
 def _bytes_used(transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> int:

@@ -156,8 +156,7 @@ class MemoryStore:
     ) -> Sequence[StoredRecord]:
         """Records of a session's log."""
         snapshot = self._snapshot()
-        last = snapshot.last_sequence(keys.session_prefix(session_id))
-        return reading.log(snapshot, session_id, *reading.log_range(last, start, stop, limit))
+        return reading.log(snapshot, session_id, *reading.log_range(snapshot, session_id, start, stop, limit))
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""

@@ -15,7 +15,7 @@ from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import keys
 from callboard_storage.batch import Table
-from callboard_storage.codec import decode
+from callboard_storage.codec import decode, is_whole
 from callboard_storage.store import StoredRecord
 
 logger = logging.getLogger(__name__)
@@ -48,18 +48,29 @@ class Snapshot(Protocol):
         ...
 
 
-def log_range(last: int, start: int, stop: int | None, limit: int | None) -> tuple[int, int]:
-    """The sequences a read covers, once it is known where the log ends."""
+def log_range(snapshot: Snapshot, session_id: str, start: int, stop: int | None, limit: int | None) -> tuple[int, int]:
+    """The sequences a read covers.
+
+    Raises:
+        DamagedRecordError: it goes to the end of the log, and records are missing there.
+    """
+    end = snapshot.last_sequence(keys.session_prefix(session_id)) + 1
     first = max(start, 0)
-    behind = last + 1 if stop is None else min(stop, last + 1)
+    behind = end if stop is None else min(stop, end)
     if limit is not None:
         behind = min(behind, first + max(limit, 0))
+    if stop is None and behind == end:
+        stored_head(snapshot, session_id)
     return first, max(behind, first)
 
 
 def log(snapshot: Snapshot, session_id: str, first: int, behind: int) -> list[StoredRecord]:
-    """Decoded records with `first` <= sequence < `behind`."""
+    """Decoded records with `first` <= sequence < `behind`, all of which must be there."""
     rows = snapshot.log_rows(keys.session_prefix(session_id), first, behind)
+    if len(rows) != behind - first:
+        there = {keys.sequence_of(key) for key, _ in rows}
+        missing = next(sequence for sequence in range(first, behind) if sequence not in there)
+        raise _missing(session_id, f"record {missing} is missing")
     return [StoredRecord(keys.sequence_of(key), cast(LogRecord, decode(key, frame, Record))) for key, frame in rows]
 
 
@@ -67,6 +78,9 @@ def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None
     """A session's head as it is stored, and how many records behind it are not in it yet.
 
     A damaged head is no loss: it is folded again from the start of the log.
+
+    Raises:
+        DamagedRecordError: records it stands behind are missing.
     """
     prefix = keys.session_prefix(session_id)
     last = snapshot.last_sequence(prefix)
@@ -82,7 +96,9 @@ def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None
             raise
         except DamagedRecordError as error:
             logger.warning("the head of session %r is damaged and is rebuilt from its log: %s", session_id, error)
-    return head, max(last + 1 - head.next_sequence, 0)
+    if head.next_sequence > last + 1:
+        raise _missing(session_id, f"it ends at record {last}, and its head stands behind {head.next_sequence - 1}")
+    return head, last + 1 - head.next_sequence
 
 
 def catch_up(snapshot: Snapshot, head: SessionHead, lag: int) -> SessionHead:
@@ -128,9 +144,9 @@ def unfinished(snapshot: Snapshot) -> list[RunEntry]:
 
 
 def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
-    """Ids of sessions with a head."""
+    """Ids of sessions with a head; a damaged head still names its session if that has a log."""
     rows = snapshot.rows("heads", None if after is None else after.encode(), limit)
-    return [key.decode() for key, _ in rows]
+    return [key.decode() for key, frame in rows if is_whole(key, frame) or snapshot.last_sequence(key + b"\0") >= 0]
 
 
 def checkpoints(snapshot: Snapshot, session_id: str) -> list[SessionCheckpoint]:
@@ -145,3 +161,7 @@ def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:
     """A session's memory entries, by name."""
     rows = snapshot.session_rows("memory", keys.session_prefix(session_id))
     return [decode(key, frame, MemoryEntry) for key, frame in rows]
+
+
+def _missing(session_id: str, what: str) -> DamagedRecordError:
+    return DamagedRecordError(f"the log of session {session_id!r} is damaged: {what}", context={"session": session_id})

@@ -1,10 +1,11 @@
-"""A disk that loses power: what a traced writer did to it, and every state that a cut may leave."""
+"""Disks that fail: one that loses power under a traced writer, and one that damages what it keeps."""
 
 from __future__ import annotations
 
 import base64
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -243,3 +244,114 @@ class PowerCuts:
 @pytest.fixture
 def power_cuts(tmp_path: Path, examiner: Callable[[str], Examiner]) -> PowerCuts:
     return PowerCuts(tmp_path / "cut", examiner("after_power_loss.py"))
+
+
+PAGE = 4096
+
+
+class Damage:
+    """Ways in which a data file is damaged, each drawn by chance."""
+
+    def __init__(self, whole: bytes) -> None:
+        self._whole = whole
+        self._pages = len(whole) // PAGE
+
+    def bits(self, chance: random.Random) -> bytes:
+        return self._flipped(chance, 0, len(self._whole), chance.randrange(1, 9))
+
+    def page_heads(self, chance: random.Random) -> bytes:
+        at = chance.randrange(2, self._pages) * PAGE
+        return self._flipped(chance, at, at + 64, 1)
+
+    def meta_pages(self, chance: random.Random) -> bytes:
+        at = chance.randrange(2) * PAGE
+        return self._flipped(chance, at, at + 152, 1)
+
+    def truncated(self, chance: random.Random) -> bytes:
+        return self._whole[: chance.randrange(1, len(self._whole))]
+
+    def zeroed_pages(self, chance: random.Random) -> bytes:
+        return self._zeroed(chance, PAGE)
+
+    def zeroed_sectors(self, chance: random.Random) -> bytes:
+        return self._zeroed(chance, SECTOR)
+
+    def swapped_pages(self, chance: random.Random) -> bytes:
+        one, other = (number * PAGE for number in chance.sample(range(2, self._pages), 2))
+        content = bytearray(self._whole)
+        content[one : one + PAGE], content[other : other + PAGE] = (
+            self._whole[other : other + PAGE],
+            self._whole[one : one + PAGE],
+        )
+        return bytes(content)
+
+    def _zeroed(self, chance: random.Random, size: int) -> bytes:
+        content = bytearray(self._whole)
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(len(content) // size) * size
+            content[at : at + size] = bytes(size)
+        return bytes(content)
+
+    def _flipped(self, chance: random.Random, begin: int, end: int, times: int) -> bytes:
+        content = bytearray(self._whole)
+        for _ in range(times):
+            content[chance.randrange(begin, end)] ^= 1 << chance.randrange(8)
+        return bytes(content)
+
+
+class DamagedDirectories:
+    """Copies of one directory, each damaged by one kind of fault and served by a process of its own.
+
+    Args:
+        place: where they go.
+        examiner: the server of `after_damage.py`.
+        whole: the directory.
+        sessions: its sessions, or some of them.
+    """
+
+    def __init__(self, place: Path, examiner: Examiner, whole: Path, sessions: list[str]) -> None:
+        self._place = place
+        self._examiner = examiner
+        self._work = {"sessions": sessions, "runs": [f"run-{session_id}" for session_id in sessions]}
+        self.damage = Damage((whole / "data.mdb").read_bytes())
+        served = self.serve((whole / "data.mdb").read_bytes())
+        assert served["verdict"] == "served"
+        assert served["first"] == served["again"]
+        assert served["written"] == sessions
+        self.truth: dict[str, list[str]] = served["first"]
+
+    @property
+    def directory(self) -> Path:
+        """The damaged copy that was served last, as it was before it was served."""
+        return self._place / "untouched"
+
+    def serve(self, content: bytes) -> Outcome:
+        for name in ("untouched", "served"):
+            shutil.rmtree(self._place / name, ignore_errors=True)
+            (self._place / name).mkdir(parents=True)
+            (self._place / name / "data.mdb").write_bytes(content)
+        return self._examiner.examine({"directory": str(self._place / "served"), **self._work})
+
+    def invented(self, outcome: Outcome) -> list[str]:
+        """Reads that gave something which was never written."""
+        return [name for name, found, known in self._answers(outcome) if not set(found) <= set(known)]
+
+    def missing(self, outcome: Outcome) -> list[str]:
+        """Reads that gave less than was written, without an error."""
+        return [name for name, found, known in self._answers(outcome) if found != known]
+
+    def _answers(self, outcome: Outcome) -> Iterator[tuple[str, list[str], list[str]]]:
+        for phase in ("first", "again"):
+            for name, found in outcome[phase].items():
+                if isinstance(found, list):
+                    yield name, found, self.truth[name]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, examiner: Callable[[str], Examiner]) -> DamagedDirectories:
+    """A directory of real shape, to be damaged: runs that ended and runs in flight, values of all sizes, free pages."""
+    whole = tmp_path / "whole"
+    subprocess.run([sys.executable, HERE / "fill.py", whole], check=True, timeout=60)
+    return DamagedDirectories(
+        tmp_path / "copies", examiner("after_damage.py"), whole, [f"session-{number:03}" for number in range(1, 120, 4)]
+    )

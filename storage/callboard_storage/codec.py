@@ -164,6 +164,17 @@ class Codec:
         return True
 
 
+def is_whole(key: bytes, frame: bytes) -> bool:
+    """Whether these are the bytes that were written under this key, whatever they hold."""
+    try:
+        _open_frame(key, frame)
+    except UnknownSchemaError:
+        return True
+    except DamagedRecordError:
+        return False
+    return True
+
+
 def _packs(value: object) -> bool:
     try:
         _packb(value, strict_types=True)

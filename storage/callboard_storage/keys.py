@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from typing import Any
 
 from callboard_protocol.base import check_identifier
-from callboard_protocol.errors import InvalidIdentifierError
+from callboard_protocol.errors import DamagedRecordError, InvalidIdentifierError
 
 MAX_KEY_BYTES = 511
 """LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
@@ -18,6 +19,8 @@ MAX_KEY_BYTES = 511
 _SEQUENCE = struct.Struct(">Q")
 pack_sequence = _SEQUENCE.pack
 """A number as eight ordered bytes."""
+
+SEQUENCE_BYTES = _SEQUENCE.size
 
 
 @lru_cache(maxsize=4096)
@@ -32,7 +35,13 @@ def after_prefix(prefix: bytes) -> bytes:
 
 
 def sequence_of(key: bytes) -> int:
-    """The sequence at the end of a log key."""
+    """The sequence at the end of a log key.
+
+    Raises:
+        DamagedRecordError: it is too short to be one.
+    """
+    if len(key) <= SEQUENCE_BYTES:
+        raise DamagedRecordError(f"the log has a key that no record has: {key!r}", context=place("log", key))
     sequence: int = _SEQUENCE.unpack_from(key, len(key) - 8)[0]
     return sequence
 
@@ -67,6 +76,18 @@ def readable(table: str, key: bytes) -> str:
     if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
         return f"{key[:-9].decode(errors='replace')}#{sequence_of(key)}"
     return key.replace(b"\0", b"/").decode(errors="replace")
+
+
+def place(table: str, key: bytes) -> dict[str, Any]:
+    """Where a row is, as the context of an error says it."""
+    is_run = table in {"runs", "unfinished"}
+    return {
+        "table": table,
+        "key": readable(table, key),
+        "session_id": None if is_run else key.partition(b"\0")[0].decode(errors="replace"),
+        "run_id": key.decode(errors="replace") if is_run else None,
+        "sequence": sequence_of(key) if table == "log" and len(key) > SEQUENCE_BYTES else None,
+    }
 
 
 def run_key(run_id: str) -> bytes:

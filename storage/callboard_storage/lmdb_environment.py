@@ -22,13 +22,14 @@ import lmdb
 
 from callboard_protocol._version import __version__
 from callboard_protocol.errors import (
+    DamagedRecordError,
     StoreClosedError,
     StoreError,
     StoreFullError,
     StoreOpenError,
     StoreVersionError,
 )
-from callboard_storage import doors, keys
+from callboard_storage import data_file, doors, keys
 from callboard_storage.batch import TABLES, Table
 from callboard_storage.reading import Rows, Snapshot
 
@@ -143,12 +144,16 @@ class ReadTransaction:
     def count_sessions(self) -> int:
         """Sessions whose log holds anything: one jump per session."""
         count = 0
+        behind = b""
         with self._transaction.cursor(self._databases["log"]) as cursor:
             found = cursor.first()
             while found:
-                count += 1
                 key = cursor.key()
-                found = cursor.set_range(keys.after_prefix(key[: key.index(b"\0") + 1]))
+                if key < behind or b"\0" not in key:
+                    raise _out_of_order("log", key)
+                count += 1
+                behind = keys.after_prefix(key[: key.index(b"\0") + 1])
+                found = cursor.set_range(behind)
         return count
 
     def bytes_used(self) -> int:
@@ -162,9 +167,14 @@ class ReadTransaction:
         with self._transaction.cursor(self._databases[table]) as cursor:
             if not (cursor.set_range(first) if first else cursor.first()):
                 return found
+            before = b""
             for row in cursor.iternext():
-                if behind is not None and row[0] >= behind:
+                key = row[0]
+                if key <= before or key < first:
+                    raise _out_of_order(table, key)
+                if behind is not None and key >= behind:
                     break
+                before = key
                 found.append(row)
                 if limit is not None and len(found) >= limit:
                     break
@@ -306,6 +316,9 @@ class LmdbEnvironment:
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)
         doors.check_free_space(self.directory, is_new)
+        if is_new:
+            data_file.create(self.directory / doors.DATA_FILE, _write_empty)
+        data_file.check(self.directory / doors.DATA_FILE)
         doors.allocate(self.directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
         environment = self._map()
         try:
@@ -417,6 +430,14 @@ class ReadOnlyEnvironment:
         self._environment.close()
 
 
+def _write_empty(path: Path) -> None:
+    """Write an empty data file that nobody else knows of, and which therefore needs no locks."""
+    try:
+        lmdb.Environment(os.fspath(path), subdir=False, lock=False, map_size=1 << 20, lib_version=ENGINE).close()
+    except lmdb.Error as error:
+        raise StoreOpenError(f"{path} cannot be written: {error}") from error
+
+
 def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, Any]:
     """The tables, made if the environment is new.
 
@@ -466,8 +487,18 @@ def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: 
     with transaction.cursor(database) as cursor:
         found = cursor.prev() if cursor.set_range(keys.after_prefix(prefix)) else cursor.last()
         if found and cursor.key().startswith(prefix):
-            return keys.sequence_of(cursor.key())
+            key = cursor.key()
+            if len(key) != len(prefix) + keys.SEQUENCE_BYTES:
+                raise _out_of_order("log", key)
+            return keys.sequence_of(key)
     return -1
+
+
+def _out_of_order(table: str, key: bytes) -> DamagedRecordError:
+    """The error for a page that leads elsewhere, and perhaps round in circles."""
+    return DamagedRecordError(
+        f"the table {table!r} is damaged: {key!r} is out of order", context=keys.place(table, key)
+    )
 
 
 def _bytes_used(transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> int:

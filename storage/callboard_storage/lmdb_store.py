@@ -28,6 +28,7 @@ from callboard_storage.store import (
     StoredRecord,
     StoreFigures,
 )
+from callboard_storage.upkeep.verifying import refuse_damaged_pages
 from callboard_storage.write_queue import Commit, Operation
 from callboard_storage.writer import SECONDS_BETWEEN_READER_CHECKS
 
@@ -42,6 +43,9 @@ class LmdbStore:
         map_size: bytes of address space to map; None tries 1 TiB and halves that down to 64 GiB.
         max_bytes: how many bytes of live data it may hold; past that, commits that start or continue a run's work are
             refused with `StoreFullError`, and those that end it are not. None is no limit.
+        verify_first: have another process read everything before the directory is opened, and refuse one whose pages
+            are damaged: LMDB trusts its pages, so one of them could end this process. Damaged records are only logged,
+            as reading one is an error and no danger. Takes as long as `callboard store verify` does.
         kind_of_file_system: tells a path's file system type; the system's own answer where None.
     """
 
@@ -51,11 +55,13 @@ class LmdbStore:
         *,
         map_size: int | None = None,
         max_bytes: int | None = None,
+        verify_first: bool = False,
         kind_of_file_system: Callable[[Path], str | None] | None = None,
     ) -> None:
         self._path = path
         self._map_size = map_size
         self._max_bytes = max_bytes
+        self._verify_first = verify_first
         self._kind_of_file_system = kind_of_file_system
         self._directory: DataDirectory | None = None
         self._reader_check: asyncio.TimerHandle | None = None
@@ -71,6 +77,8 @@ class LmdbStore:
         """
         if self._directory is not None:
             return
+        if self._verify_first:
+            await asyncio.shield(_on_own_thread(partial(refuse_damaged_pages, self._path)))
         acquired = _on_own_thread(
             partial(
                 data_directory.acquire,
@@ -126,10 +134,9 @@ class LmdbStore:
         self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
     ) -> Sequence[StoredRecord]:
         """Records of a session's log."""
-        prefix = keys.session_prefix(session_id)
 
         def records_or_range(snapshot: ReadTransaction) -> list[StoredRecord] | tuple[int, int]:
-            first, behind = reading.log_range(snapshot.last_sequence(prefix), start, stop, limit)
+            first, behind = reading.log_range(snapshot, session_id, start, stop, limit, self._quarantine.add)
             if behind - first > RECORDS_READ_ON_LOOP:
                 return first, behind
             return reading.log(snapshot, session_id, first, behind)

@@ -172,8 +172,11 @@ class MemoryStore:
         self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
     ) -> Sequence[StoredRecord]:
         """Records of a session's log."""
-        last = self._snapshot().last_sequence(keys.session_prefix(session_id))
-        return self._read(lambda tables: reading.log(tables, session_id, *reading.log_range(last, start, stop, limit)))
+        return self._read(
+            lambda tables: reading.log(
+                tables, session_id, *reading.log_range(tables, session_id, start, stop, limit, self._quarantine.add)
+            )
+        )
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""

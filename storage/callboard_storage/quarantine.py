@@ -57,20 +57,16 @@ def located(error: DamagedRecordError, table: str, key: bytes, newest_release: s
         key: under which key.
         newest_release: the newest release that has had the directory; empty where that is not known.
     """
-    session, _, rest = key.partition(b"\0")
-    where = {
-        "session_id": None if table == "runs" else session.decode(errors="replace"),
-        "run_id": key.decode(errors="replace") if table == "runs" else None,
-        "sequence": keys.sequence_of(key) if table == "log" else None,
-    }
-    subject = _SUBJECTS.get(table, "a row of {table}").format(table=table, name=rest.decode(errors="replace"), **where)
+    where = keys.place(table, key)
+    name = key.partition(b"\0")[2].decode(errors="replace")
+    subject = _SUBJECTS.get(table, "a row of {table}").format(name=name, **where)
     hint: str | None = _HINTS.get(table)
     if isinstance(error, UnknownSchemaError):
         hint = f"Callboard {newest_release} has had this directory: it can read it" if newest_release else None
     return type(error)(
         f"{subject} {error.what}",
         hint=hint,
-        context={"table": table, "key": keys.readable(table, key), "what": error.what, **where},
+        context=where | {"what": error.what},
     )
 
 

@@ -14,7 +14,7 @@ from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import keys
 from callboard_storage.batch import Table
-from callboard_storage.codec import decode
+from callboard_storage.codec import decode, is_whole
 from callboard_storage.quarantine import SetAside, located
 from callboard_storage.store import StoredRecord
 
@@ -66,18 +66,31 @@ def _decoded(
         raise located(error, table, key, snapshot.newest_release()) from error
 
 
-def log_range(last: int, start: int, stop: int | None, limit: int | None) -> tuple[int, int]:
-    """The sequences a read covers, once it is known where the log ends."""
+def log_range(
+    snapshot: Snapshot, session_id: str, start: int, stop: int | None, limit: int | None, set_aside: SetAside
+) -> tuple[int, int]:
+    """The sequences a read covers.
+
+    Raises:
+        DamagedRecordError: it goes to the end of the log, and records are missing there.
+    """
+    end = snapshot.last_sequence(keys.session_prefix(session_id)) + 1
     first = max(start, 0)
-    behind = last + 1 if stop is None else min(stop, last + 1)
+    behind = end if stop is None else min(stop, end)
     if limit is not None:
         behind = min(behind, first + max(limit, 0))
+    if stop is None and behind == end:
+        stored_head(snapshot, session_id, set_aside)
     return first, max(behind, first)
 
 
 def log(snapshot: Snapshot, session_id: str, first: int, behind: int) -> list[StoredRecord]:
-    """Decoded records with `first` <= sequence < `behind`."""
+    """Decoded records with `first` <= sequence < `behind`, all of which must be there."""
     rows = snapshot.log_rows(keys.session_prefix(session_id), first, behind)
+    if len(rows) != behind - first:
+        there = {keys.sequence_of(key) for key, _ in rows}
+        missing = next(sequence for sequence in range(first, behind) if sequence not in there)
+        raise _missing(session_id, missing, f"record {missing} is missing")
     return [
         StoredRecord(keys.sequence_of(key), cast(LogRecord, _decoded(snapshot, "log", key, frame, Record)))
         for key, frame in rows
@@ -88,6 +101,9 @@ def stored_head(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> tup
     """A session's head as it is stored, and how many records behind it are not in it yet.
 
     A damaged head is no loss: it is folded again from the start of the log.
+
+    Raises:
+        DamagedRecordError: records it stands behind are missing.
     """
     prefix = keys.session_prefix(session_id)
     last = snapshot.last_sequence(prefix)
@@ -103,7 +119,10 @@ def stored_head(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> tup
             raise
         except DamagedRecordError as error:
             set_aside(error)
-    return head, max(last + 1 - head.next_sequence, 0)
+    if head.next_sequence > last + 1:
+        what = f"it ends at record {last}, and its head stands behind {head.next_sequence - 1}"
+        raise _missing(session_id, last + 1, what)
+    return head, last + 1 - head.next_sequence
 
 
 def catch_up(snapshot: Snapshot, head: SessionHead, lag: int) -> SessionHead:
@@ -153,9 +172,9 @@ def unfinished(snapshot: Snapshot, set_aside: SetAside) -> list[RunEntry]:
 
 
 def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
-    """Ids of sessions with a head."""
+    """Ids of sessions with a head; a damaged head still names its session if that has a log."""
     rows = snapshot.rows("heads", None if after is None else after.encode(), limit)
-    return [key.decode() for key, _ in rows]
+    return [key.decode() for key, frame in rows if is_whole(key, frame) or snapshot.last_sequence(key + b"\0") >= 0]
 
 
 def checkpoints(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> list[SessionCheckpoint]:
@@ -181,3 +200,11 @@ def _readable(snapshot: Snapshot, table: Table, rows: Rows, model: type[ModelT],
         except DamagedRecordError as error:
             set_aside(error)
     return found
+
+
+def _missing(session_id: str, sequence: int, what: str) -> DamagedRecordError:
+    """The error for a log that lacks a record, and perhaps more behind it."""
+    key = keys.session_prefix(session_id) + keys.pack_sequence(sequence)
+    return DamagedRecordError(
+        f"the log of session {session_id!r} is damaged: {what}", context=keys.place("log", key) | {"what": "is missing"}
+    )

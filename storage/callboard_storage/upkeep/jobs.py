@@ -12,7 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreVersionError
+from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreOpenError, StoreVersionError
+from callboard_storage import data_file, doors
 from callboard_storage.lmdb_environment import FORMAT_VERSION, LmdbEnvironment, ReadOnlyEnvironment, ReadTransaction
 from callboard_storage.upkeep.exporting import write_session
 from callboard_storage.upkeep.walk import Walk
@@ -60,6 +61,11 @@ def opened(path: str) -> ReadOnlyEnvironment:
 def verify(arguments: dict[str, Any]) -> dict[str, Any]:
     """Walk tables; tells each problem, and each table once it is done."""
     environment = opened(arguments["path"])
+    if arguments["shard"] == 0:
+        try:
+            data_file.check(Path(arguments["path"]) / doors.DATA_FILE)
+        except StoreOpenError as error:
+            tell("problem", table="", what=error.message)
 
     def walk(snapshot: ReadTransaction) -> None:
         total = snapshot.bytes_used()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from callboard_storage.doors import DATA_FILE
 from callboard_storage.upkeep import child, turns
 from callboard_storage.upkeep.report import Problem, VerifyReport
 from callboard_storage.upkeep.walk import TABLES
+
+logger = logging.getLogger(__name__)
 
 MOST_PROBLEMS = 1000
 """How many of one reader's problems a report holds."""
@@ -71,6 +74,29 @@ def verify_held(directory: Path, descriptor: int, *, progress: child.Progress | 
         problems=tuple({problem: None for reader in readers for problem in reader.problems}),
         more_problems=sum(reader.more for reader in readers),
     )
+
+
+def refuse_damaged_pages(path: str | os.PathLike[str]) -> None:
+    """Verify a directory that is about to be opened; one that is not there yet is sound. Blocks: call it on a thread.
+
+    Raises:
+        StoreOpenError: a table cannot be read to its end, or has lost rows. Damaged records alone are only logged.
+        StoreVersionError: a newer release or another engine wrote it.
+        StoreInUseError: it is being compacted or restored.
+    """
+    file = Path(path).expanduser() / DATA_FILE
+    if not file.is_file() or not file.stat().st_size:
+        return
+    report = verify(path)
+    for problem in report.problems:
+        logger.warning("%s: %s %s %s", path, problem.table, problem.key, problem.what)
+    # What is wrong with a table as a whole has no key; what else is wrong is a record's own affair.
+    pages = [problem for problem in report.problems if not problem.key]
+    if pages:
+        raise StoreOpenError(
+            f"{path} has damaged pages: {pages[0].table or 'the file'} {pages[0].what}",
+            hint="restore a backup; `callboard store export` saves what sessions can still be read",
+        )
 
 
 class _Together:

@@ -16,7 +16,7 @@ from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
 from callboard_storage.fencing import check_shape
-from callboard_storage.lmdb_environment import ReadTransaction, WriteTransaction
+from callboard_storage.lmdb_environment import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
@@ -26,6 +26,7 @@ from callboard_storage.store import (
     StoredRecord,
     StoreFigures,
 )
+from callboard_storage.uploads import Upload
 from callboard_storage.write_queue import Commit, Operation
 from callboard_storage.writer import SECONDS_BETWEEN_READER_CHECKS
 
@@ -102,7 +103,8 @@ class LmdbStore:
         """Put the batch in line for the next transaction."""
         directory = self._opened()
         frames = check_shape(batch, fence)
-        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp))
+        upload = Upload(frames) if frames.large else None
+        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp, upload))
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
@@ -113,7 +115,7 @@ class LmdbStore:
                 return None
             return lag if lag > RECORDS_READ_ON_LOOP else reading.catch_up(snapshot, stored, lag)
 
-        found = self._read(head_or_lag)
+        found = await self._read(head_or_lag)
         if isinstance(found, int):
             return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id))
         return found
@@ -130,7 +132,7 @@ class LmdbStore:
                 return first, behind
             return reading.log(snapshot, session_id, first, behind)
 
-        found = self._read(records_or_range)
+        found = await self._read(records_or_range)
         if isinstance(found, list):
             return found
         first, behind = found
@@ -138,7 +140,7 @@ class LmdbStore:
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""
-        return self._read(lambda snapshot: reading.run(snapshot, run_id))
+        return await self._read(lambda snapshot: reading.run(snapshot, run_id))
 
     async def read_unfinished(self) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
@@ -158,7 +160,7 @@ class LmdbStore:
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""
-        return self._read(lambda snapshot: reading.memory(snapshot, session_id))
+        return await self._read(lambda snapshot: reading.memory(snapshot, session_id))
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
@@ -180,7 +182,7 @@ class LmdbStore:
             else:
                 deleted.set_result(removed[-1])
 
-        directory.queue.put(Operation(work, loop, done))
+        directory.queue.put(Operation(session_id, work, loop, done))
         return await deleted
 
     async def figures(self) -> StoreFigures:
@@ -211,8 +213,12 @@ class LmdbStore:
             raise ForkedError(f"the store at {directory.path} was opened by the parent of this process")
         return directory
 
-    def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
-        return self._opened().environment.read(work)
+    async def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        """A read on the loop, or on the reader thread once it meets a large payload."""
+        try:
+            return self._opened().environment.read(work, is_short=True)
+        except LongRead:
+            return await self._read_on_thread(work)
 
     async def _read_on_thread(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
         directory = self._opened()
@@ -220,7 +226,7 @@ class LmdbStore:
         return await loop.run_in_executor(directory.reader, directory.environment.read, work)
 
     async def _read_anywhere(self, limit: int, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
-        return self._read(work) if limit <= RECORDS_READ_ON_LOOP else await self._read_on_thread(work)
+        return await (self._read(work) if limit <= RECORDS_READ_ON_LOOP else self._read_on_thread(work))
 
     def _check_readers_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -247,11 +253,12 @@ def _give_back(acquired: asyncio.Future[DataDirectory]) -> None:
 
 
 def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
-    runs = 0
+    runs = chunks = 0
     for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
         run = key[len(prefix) :]
         if transaction.snapshot().get("unfinished", run) is None:
             transaction.delete("session_runs", key)
+            chunks += transaction.delete_prefix("blobs", keys.run_prefix(run))
             runs += int(transaction.delete("runs", run))
     return Deletion(
         records=transaction.delete_prefix("log", prefix),
@@ -259,4 +266,5 @@ def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
         checkpoints=transaction.delete_prefix("checkpoints", prefix),
         memory=transaction.delete_prefix("memory", prefix),
         runs=runs,
+        chunks=chunks + transaction.delete_prefix("blobs", prefix),
     )

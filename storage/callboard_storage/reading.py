@@ -13,9 +13,8 @@ from typing import Protocol, cast
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
 from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage import keys
+from callboard_storage import chunks, keys
 from callboard_storage.batch import Table
-from callboard_storage.codec import decode
 from callboard_storage.store import StoredRecord
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,10 @@ class Snapshot(Protocol):
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value under a key."""
+        ...
+
+    def chunk(self, key: bytes) -> bytes | None:
+        """A chunk of a large payload."""
         ...
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
@@ -60,7 +63,10 @@ def log_range(last: int, start: int, stop: int | None, limit: int | None) -> tup
 def log(snapshot: Snapshot, session_id: str, first: int, behind: int) -> list[StoredRecord]:
     """Decoded records with `first` <= sequence < `behind`."""
     rows = snapshot.log_rows(keys.session_prefix(session_id), first, behind)
-    return [StoredRecord(keys.sequence_of(key), cast(LogRecord, decode(key, frame, Record))) for key, frame in rows]
+    return [
+        StoredRecord(keys.sequence_of(key), cast(LogRecord, chunks.read(snapshot, "log", key, row, Record)))
+        for key, row in rows
+    ]
 
 
 def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None, int]:
@@ -77,7 +83,7 @@ def stored_head(snapshot: Snapshot, session_id: str) -> tuple[SessionHead | None
     head = SessionHead(session_id=session_id)
     if frame is not None:
         try:
-            head = decode(key, frame, SessionHead)
+            head = chunks.read(snapshot, "heads", key, frame, SessionHead)
         except UnknownSchemaError:
             raise
         except DamagedRecordError as error:
@@ -105,13 +111,13 @@ def run(snapshot: Snapshot, run_id: str) -> RunEntry | None:
     """A run's entry."""
     key = keys.run_key(run_id)
     frame = snapshot.get("runs", key)
-    return None if frame is None else decode(key, frame, RunEntry)
+    return None if frame is None else chunks.read(snapshot, "runs", key, frame, RunEntry)
 
 
 def runs(snapshot: Snapshot, after: str | None, limit: int) -> list[RunEntry]:
     """Run entries in the order of their ids."""
     rows = snapshot.rows("runs", None if after is None else after.encode(), limit)
-    return [decode(key, frame, RunEntry) for key, frame in rows]
+    return [chunks.read(snapshot, "runs", key, frame, RunEntry) for key, frame in rows]
 
 
 def unfinished(snapshot: Snapshot) -> list[RunEntry]:
@@ -120,7 +126,7 @@ def unfinished(snapshot: Snapshot) -> list[RunEntry]:
     for key, _ in snapshot.rows("unfinished"):
         frame = snapshot.get("runs", key)
         try:
-            entries.append(decode(key, frame or b"", RunEntry))
+            entries.append(chunks.read(snapshot, "runs", key, frame or b"", RunEntry))
         except DamagedRecordError as error:
             logger.exception("run %r is left out of recovery", key.decode(errors="replace"), exc_info=error)
     entries.sort(key=lambda entry: (entry.order, entry.run_id))
@@ -136,7 +142,7 @@ def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
 def checkpoints(snapshot: Snapshot, session_id: str) -> list[SessionCheckpoint]:
     """A session's checkpoints, oldest log position first."""
     rows = snapshot.session_rows("checkpoints", keys.session_prefix(session_id))
-    found = [decode(key, frame, SessionCheckpoint) for key, frame in rows]
+    found = [chunks.read(snapshot, "checkpoints", key, frame, SessionCheckpoint) for key, frame in rows]
     found.sort(key=lambda one: (one.log_position, one.created_at))
     return found
 
@@ -144,4 +150,4 @@ def checkpoints(snapshot: Snapshot, session_id: str) -> list[SessionCheckpoint]:
 def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:
     """A session's memory entries, by name."""
     rows = snapshot.session_rows("memory", keys.session_prefix(session_id))
-    return [decode(key, frame, MemoryEntry) for key, frame in rows]
+    return [chunks.read(snapshot, "memory", key, frame, MemoryEntry) for key, frame in rows]

@@ -32,7 +32,7 @@ Change: TypeAlias = tuple[Table, bytes, bytes | None]
 _GROWING = (StepCompleted, IntentRecorded, ReservationRecorded, RunBegan)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LargeFrame:
     """A frame too long for its row. Its digest is still to be taken, which is no work for the loop.
 
@@ -159,8 +159,16 @@ class FrameBatch:
 
     def change(self, table: Table, key: bytes, value: bytes | None) -> None:
         """Have a row of a table beside the log written, or removed where `value` is None."""
+        if self.large:
+            self._forget_replaced(table, key)
         self.changes.append((table, key, value))
         self.size += len(key) + (len(value) if value else 0)
+
+    def _forget_replaced(self, table: Table, key: bytes) -> None:
+        for large in [one for one in self.large if (one.table, one.key) == (table, key)]:
+            if large.place < len(self.changes):
+                self.large.remove(large)
+                self.size -= len(large.payload)
 
     def _frame(self, table: Table | Literal["log"], key: bytes, model: Frozen) -> bytes:
         header, payload = pack(model)

@@ -186,12 +186,12 @@ class WriteTransaction:
         """Remove a row; whether there was one."""
         return self._transaction.delete(key, db=self._databases[table])
 
-    def delete_prefix(self, table: str, prefix: bytes) -> int:
-        """Remove every row whose key begins so; returns how many."""
+    def delete_prefix(self, table: str, prefix: bytes, limit: int | None = None) -> int:
+        """Remove the rows whose keys begin so, at most `limit`; returns how many that were."""
         count = 0
         with self._transaction.cursor(self._databases[table]) as cursor:
             cursor.set_range(prefix)
-            while cursor.key().startswith(prefix):
+            while count != limit and cursor.key().startswith(prefix):
                 cursor.delete()
                 count += 1
         return count

@@ -22,21 +22,28 @@ UPLOADED_AT_ONCE: Final = 2 * CHUNK_BYTES
 DIGESTED_AT_ONCE: Final = 1024 * 1024
 """How much of a payload is digested before other sessions have their turn."""
 
+DISCARDED_AT_ONCE: Final = 8
+"""Chunks removed in one transaction: removing takes room too, and there is little when it has to be done."""
+
 
 class Upload:
     """What goes ahead of one batch.
 
     Args:
         batch: a batch with large frames.
+
+    Attributes:
+        has_leftovers: whether `discard` may have more to remove.
     """
 
-    __slots__ = ("_batch", "_left", "_references", "_steps")
+    __slots__ = ("_batch", "_left", "_references", "_steps", "has_leftovers")
 
     def __init__(self, batch: FrameBatch) -> None:
         self._batch = batch
         self._references: list[bytes] = []
         self._left: Rows = []
         self._steps = self._work()
+        self.has_leftovers = True
 
     def step(self) -> Rows | None:
         """Do a little of the work; returns chunks to be written now, if any, and None once there is nothing left to do
@@ -52,11 +59,16 @@ class Upload:
         return batch
 
     def discard(self, transaction: WriteTransaction) -> None:
-        """Remove what it has written, unless a row refers to it: the same batch may have been written before."""
+        """Remove some of what it has written; `has_leftovers` says whether that was all.
+
+        What a row refers to stays: the same batch may have been written before.
+        """
+        left = DISCARDED_AT_ONCE
         for large, reference in zip(self._batch.large, self._references, strict=False):
             if transaction.get(large.table, large.key) != reference:
-                prefix = chunks_prefix(large.table, large.key)
-                transaction.delete_prefix("blobs", prefix + reference[len(large.header) :])
+                place = chunks_prefix(large.table, large.key) + reference[len(large.header) :]
+                left -= transaction.delete_prefix("blobs", place, left)
+        self.has_leftovers = left == 0
 
     def _work(self) -> Iterator[Rows]:
         rows: Rows = []

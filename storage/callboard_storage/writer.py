@@ -135,8 +135,9 @@ class StoreWriter(pykka.ThreadingActor):
         elif rows:
             error = self._transact(lambda transaction: self._apply_chunks(transaction, commit, rows))
             if error is not None:
+                while upload.has_leftovers and self._transact(upload.discard) is None:
+                    pass  # as far as it goes: where there was no room for it, there may be none to remove it
                 self._refuse(commit, error)
-                self._transact(upload.discard)  # as well as it goes: on a full disk it may not
 
     def _apply_chunks(self, transaction: WriteTransaction, commit: Commit, rows: Rows) -> None:
         self._quota.measure(transaction)

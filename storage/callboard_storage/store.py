@@ -163,7 +163,7 @@ class Store(Protocol):
     def commit(
         self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
     ) -> None:
-        """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in the order of the commits.
+        """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in order within a session.
 
         All of the batch becomes durable, or none of it. With a fence, the session's log must end at `fence.follows`:
         otherwise the batch is refused with `FencedError`, unless the very records it appends are already there (same

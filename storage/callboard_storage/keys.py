@@ -16,7 +16,11 @@ from callboard_protocol.errors import DamagedRecordError, InvalidIdentifierError
 MAX_KEY_BYTES = 511
 """LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
 
+DIGEST_SIZE = 16
+"""Bytes of a frame's digest, which is also the name of its chunks where it has any."""
+
 _SEQUENCE = struct.Struct(">Q")
+_CHUNK_NUMBER = struct.Struct(">I")
 pack_sequence = _SEQUENCE.pack
 """A number as eight ordered bytes."""
 
@@ -93,3 +97,21 @@ def place(table: str, key: bytes) -> dict[str, Any]:
 def run_key(run_id: str) -> bytes:
     """A run's key in the table of runs."""
     return check_identifier(run_id, "run id").encode()
+
+
+def run_prefix(key: bytes) -> bytes:
+    """What the chunks of a run's entry begin with, which is found without knowing its session.
+
+    No session's prefix begins with NUL.
+    """
+    return b"\0" + key + b"\0"
+
+
+def chunk_key(prefix: bytes, digest: bytes, number: int) -> bytes:
+    """A chunk's key: whose it is, the digest of the frame whose payload it belongs to, its place in that."""
+    return prefix + digest + _CHUNK_NUMBER.pack(number)
+
+
+def place_of_chunk(key: bytes) -> bytes:
+    """A chunk's key without its number: what all chunks of one payload have in common."""
+    return key[: -_CHUNK_NUMBER.size]

@@ -65,18 +65,40 @@ def _code(error: lmdb.Error) -> int:
     return getattr(error, "code", 0)
 
 
+class LongRead(Exception):
+    """A read that was to be short has met a large payload."""
+
+
 class ReadTransaction:
-    """A `Snapshot` over one read transaction. Values are copied out, so none outlives it."""
+    """A `Snapshot` over one read transaction. Values are copied out, so none outlives it.
 
-    __slots__ = ("_databases", "_transaction")
+    Args:
+        transaction: the transaction.
+        databases: the tables, by name.
+        is_short: whether to raise `LongRead` instead of reading chunks.
+    """
 
-    def __init__(self, transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> None:
+    __slots__ = ("_databases", "_is_short", "_transaction")
+
+    def __init__(self, transaction: lmdb.Transaction[bytes], databases: dict[str, Any], is_short: bool = False) -> None:
         self._transaction = transaction
         self._databases = databases
+        self._is_short = is_short
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value under a key."""
         return self._transaction.get(key, db=self._databases[table])
+
+    def chunk(self, key: bytes) -> bytes | None:
+        """A chunk of a large payload.
+
+        Raises:
+            LongRead: this is a short read.
+        """
+        if self._is_short:
+            raise LongRead
+        chunks = self._databases.get("blobs")
+        return None if chunks is None else self._transaction.get(key, db=chunks)
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
         """Rows of a table whose keys follow `after`."""
@@ -195,6 +217,10 @@ class WriteTransaction:
         """The sequence a session's log ends at; -1 where it is empty."""
         return _last_sequence(self._transaction, self._databases["log"], prefix)
 
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value under a key."""
+        return self._transaction.get(key, db=self._databases[table])
+
     def frame_at(self, key: bytes) -> bytes | None:
         """The frame under a log key."""
         return self._transaction.get(key, db=self._databases["log"])
@@ -208,16 +234,14 @@ class WriteTransaction:
         """Remove a row; whether there was one."""
         return self._transaction.delete(key, db=self._databases[table])
 
-    def delete_prefix(self, table: str, prefix: bytes) -> int:
-        """Remove every row whose key begins with a session's prefix; returns how many."""
+    def delete_prefix(self, table: str, prefix: bytes, limit: int | None = None) -> int:
+        """Remove the rows whose keys begin so, at most `limit`; returns how many that were."""
         count = 0
-        behind = keys.after_prefix(prefix)
         with self._transaction.cursor(self._databases[table]) as cursor:
-            found = cursor.set_range(prefix)
-            while found and cursor.key() < behind:
+            cursor.set_range(prefix)
+            while count != limit and cursor.key().startswith(prefix):
                 cursor.delete()
                 count += 1
-                found = bool(cursor.key())
         return count
 
     def snapshot(self) -> ReadTransaction:
@@ -259,10 +283,15 @@ class LmdbEnvironment:
         self._is_closed = False
         self._opened = self._open()
 
-    def read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+    def read(self, work: Callable[[ReadTransaction], ResultT], is_short: bool = False) -> ResultT:
         """Run `work` over one snapshot, which ends with it.
 
+        Args:
+            work: what to read.
+            is_short: whether to give up where there is much to read.
+
         Raises:
+            LongRead: the read was to be short and is not.
             StoreClosedError: it was closed.
             StoreError: the engine could not read.
         """
@@ -271,7 +300,7 @@ class LmdbEnvironment:
             environment, databases = opened
             try:
                 with environment.begin() as transaction:
-                    return work(ReadTransaction(transaction, databases))
+                    return work(ReadTransaction(transaction, databases, is_short))
             except lmdb.Error as error:
                 with self._swap:  # if it is being opened anew, that ends first
                     if self._is_closed:

@@ -16,7 +16,7 @@ from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
 from callboard_storage.fencing import check_shape
-from callboard_storage.lmdb_environment import ReadTransaction, WriteTransaction
+from callboard_storage.lmdb_environment import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.quarantine import Quarantine
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
@@ -29,6 +29,7 @@ from callboard_storage.store import (
     StoreFigures,
 )
 from callboard_storage.upkeep.verifying import refuse_damaged_pages
+from callboard_storage.uploads import Upload
 from callboard_storage.write_queue import Commit, Operation
 from callboard_storage.writer import SECONDS_BETWEEN_READER_CHECKS
 
@@ -114,7 +115,8 @@ class LmdbStore:
         directory = self._opened()
         frames = check_shape(batch, fence)
         self._quarantine.written(frames)
-        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp))
+        upload = Upload(frames) if frames.large else None
+        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp, upload))
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
@@ -125,7 +127,7 @@ class LmdbStore:
                 return None
             return lag if lag > RECORDS_READ_ON_LOOP else reading.catch_up(snapshot, stored, lag)
 
-        found = self._read(head_or_lag)
+        found = await self._read(head_or_lag)
         if isinstance(found, int):
             return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id, self._quarantine.add))
         return found
@@ -141,7 +143,7 @@ class LmdbStore:
                 return first, behind
             return reading.log(snapshot, session_id, first, behind)
 
-        found = self._read(records_or_range)
+        found = await self._read(records_or_range)
         if isinstance(found, list):
             return found
         first, behind = found
@@ -149,7 +151,7 @@ class LmdbStore:
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""
-        return self._read(lambda snapshot: reading.run(snapshot, run_id))
+        return await self._read(lambda snapshot: reading.run(snapshot, run_id))
 
     async def read_unfinished(self) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
@@ -171,7 +173,7 @@ class LmdbStore:
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""
-        return self._read(lambda snapshot: reading.memory(snapshot, session_id))
+        return await self._read(lambda snapshot: reading.memory(snapshot, session_id))
 
     def quarantined(self) -> Sequence[QuarantinedRecord]:
         """What it has found that cannot be read."""
@@ -202,7 +204,7 @@ class LmdbStore:
                 self._quarantine.deleted(session_id, self._has_run)
                 deleted.set_result(removed[-1])
 
-        directory.queue.put(Operation(work, loop, done))
+        directory.queue.put(Operation(session_id, work, loop, done))
         return await deleted
 
     async def figures(self) -> StoreFigures:
@@ -233,9 +235,16 @@ class LmdbStore:
             raise ForkedError(f"the store at {directory.path} was opened by the parent of this process")
         return directory
 
-    def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+    async def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        """A read on the loop, or on the reader thread once it meets a large payload."""
         try:
-            return self._opened().environment.read(work)
+            return self._read_here(work, is_short=True)
+        except LongRead:
+            return await self._read_on_thread(work)
+
+    def _read_here(self, work: Callable[[ReadTransaction], ResultT], *, is_short: bool = False) -> ResultT:
+        try:
+            return self._opened().environment.read(work, is_short=is_short)
         except DamagedRecordError as error:
             self._quarantine.add(error)
             raise
@@ -243,13 +252,13 @@ class LmdbStore:
     async def _read_on_thread(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
         directory = self._opened()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(directory.reader, self._read, work)
+        return await loop.run_in_executor(directory.reader, self._read_here, work)
 
     async def _read_anywhere(self, limit: int, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
-        return self._read(work) if limit <= RECORDS_READ_ON_LOOP else await self._read_on_thread(work)
+        return await (self._read(work) if limit <= RECORDS_READ_ON_LOOP else self._read_on_thread(work))
 
     def _has_run(self, run_id: str) -> bool:
-        return self._read(lambda snapshot: snapshot.get("runs", keys.run_key(run_id))) is not None
+        return self._read_here(lambda snapshot: snapshot.get("runs", keys.run_key(run_id))) is not None
 
     def _check_readers_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -276,11 +285,12 @@ def _give_back(acquired: asyncio.Future[DataDirectory]) -> None:
 
 
 def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
-    runs = 0
+    runs = chunks = 0
     for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
         run = key[len(prefix) :]
         if transaction.snapshot().get("unfinished", run) is None:
             transaction.delete("session_runs", key)
+            chunks += transaction.delete_prefix("blobs", keys.run_prefix(run))
             runs += int(transaction.delete("runs", run))
     return Deletion(
         records=transaction.delete_prefix("log", prefix),
@@ -288,4 +298,5 @@ def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
         checkpoints=transaction.delete_prefix("checkpoints", prefix),
         memory=transaction.delete_prefix("memory", prefix),
         runs=runs,
+        chunks=chunks + transaction.delete_prefix("blobs", prefix),
     )

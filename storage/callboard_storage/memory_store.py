@@ -100,6 +100,9 @@ class _Tables:
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self.shared[table].get(key)
 
+    def chunk(self, key: bytes) -> bytes | None:
+        return None  # every frame is in its row
+
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
         rows = self.shared[table]
         ordered = self._sorted.get(table)
@@ -154,6 +157,8 @@ class MemoryStore:
     ) -> None:
         """Write the batch; the acknowledgement comes in a later turn of `loop`, one turn for a burst of commits."""
         frames = check_shape(batch, fence)
+        if frames.large:
+            frames = frames.with_frames([large.whole() for large in frames.large])
         with self._lock:
             self._check_open()
             self._quarantine.written(frames)

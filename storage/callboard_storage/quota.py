@@ -36,9 +36,9 @@ class Quota:
         """Count anew next time: something was deleted, or was not written after all."""
         self._counted = None
 
-    def count(self, batch: FrameBatch) -> None:
-        """Note what is about to be written."""
-        self._since += batch.size
+    def count(self, size: int) -> None:
+        """Note how many bytes are about to be written."""
+        self._since += size
 
     def refusal(self, batch: FrameBatch) -> StoreFullError | None:
         """The error for a batch that no longer gets in; None for one that does."""

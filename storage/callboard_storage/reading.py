@@ -12,9 +12,8 @@ from typing import Literal, Protocol, TypeVar, cast
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
 from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage import keys
+from callboard_storage import chunks, keys
 from callboard_storage.batch import Table
-from callboard_storage.codec import decode, is_whole
 from callboard_storage.quarantine import SetAside, located
 from callboard_storage.store import StoredRecord
 
@@ -29,6 +28,10 @@ class Snapshot(Protocol):
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value under a key."""
+        ...
+
+    def chunk(self, key: bytes) -> bytes | None:
+        """A chunk of a large payload."""
         ...
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
@@ -61,7 +64,7 @@ def _decoded(
         DamagedRecordError: it cannot be read; the error says which row it is.
     """
     try:
-        return decode(key, frame, model)
+        return chunks.read(snapshot, table, key, frame, model)
     except DamagedRecordError as error:
         raise located(error, table, key, snapshot.newest_release()) from error
 
@@ -174,7 +177,11 @@ def unfinished(snapshot: Snapshot, set_aside: SetAside) -> list[RunEntry]:
 def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
     """Ids of sessions with a head; a damaged head still names its session if that has a log."""
     rows = snapshot.rows("heads", None if after is None else after.encode(), limit)
-    return [key.decode() for key, frame in rows if is_whole(key, frame) or snapshot.last_sequence(key + b"\0") >= 0]
+    return [
+        key.decode()
+        for key, row in rows
+        if snapshot.last_sequence(key + b"\0") >= 0 or chunks.is_whole(snapshot, "heads", key, row)
+    ]
 
 
 def checkpoints(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> list[SessionCheckpoint]:

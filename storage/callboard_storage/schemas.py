@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from callboard_protocol import messages, model_calls, records, runs, sessions, tools
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UnknownSchemaError
 from callboard_storage.migrations import UPCASTERS, Upcaster
+
+CHUNK: Final = 64
+"""The schema id of a chunk of a large payload: bytes, and no model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Deletion:
         checkpoints: of its checkpoints.
         memory: entries of its memory.
         runs: entries of runs that had ended.
+        chunks: pieces in which a store on disk kept large values of theirs; not counted in `total`.
     """
 
     records: int = 0
@@ -86,10 +87,11 @@ class Deletion:
     checkpoints: int = 0
     memory: int = 0
     runs: int = 0
+    chunks: int = 0
 
     @property
     def total(self) -> int:
-        """All of it together."""
+        """All that was stored, whatever it was kept in."""
         return self.records + self.heads + self.checkpoints + self.memory + self.runs
 
 
@@ -186,7 +188,7 @@ class Store(Protocol):
     def commit(
         self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
     ) -> None:
-        """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in the order of the commits.
+        """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in order within a session.
 
         All of the batch becomes durable, or none of it. With a fence, the session's log must end at `fence.follows`:
         otherwise the batch is refused with `FencedError`, unless the very records it appends are already there (same

@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable
 from enum import Enum, auto
 from queue import SimpleQueue
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 import pykka
 
 from callboard_protocol.errors import CallboardError, StoreError
+from callboard_storage import chunks
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import Table
 from callboard_storage.fencing import Refusals, Verdict, judge
 from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction, translated
 from callboard_storage.quota import Quota
 from callboard_storage.store import Fence
+from callboard_storage.uploads import Rows, Upload
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ SECONDS_BETWEEN_READER_CHECKS = 60.0
 _CACHED_ENDS = 65_536
 """Sessions whose last sequence is kept; past that the cache starts anew, and the log is asked."""
 
-_Rows: TypeAlias = list[tuple[bytes, bytes]]
 _Answers: TypeAlias = dict[asyncio.AbstractEventLoop, list[Answer]]
 
 
@@ -104,6 +105,8 @@ class StoreWriter(pykka.ThreadingActor):
             try:
                 if isinstance(work, Operation):
                     self._operate(work)
+                elif isinstance(work, Commit):
+                    self._upload(work)
                 else:
                     self._write(work)
             except Exception:  # an actor that ended here would leave every session waiting for good
@@ -122,6 +125,28 @@ class StoreWriter(pykka.ThreadingActor):
         for loop, of_loop in answers.items():
             _call(loop, deliver, loop, self._refusals, of_loop)
 
+    def _upload(self, commit: Commit) -> None:
+        """Bring a commit's large payloads a little further; once they are there, the commit is one like any other."""
+        upload = cast(Upload, commit.upload)
+        rows = upload.step()
+        if rows is None:
+            commit.batch, commit.upload = upload.uploaded(), None
+            self._queue.end_upload(commit)
+        elif rows:
+            error = self._transact(lambda transaction: self._apply_chunks(transaction, commit, rows))
+            if error is not None:
+                while upload.has_leftovers and self._transact(upload.discard) is None:
+                    pass  # as far as it goes: where there was no room for it, there may be none to remove it
+                self._refuse(commit, error)
+
+    def _apply_chunks(self, transaction: WriteTransaction, commit: Commit, rows: Rows) -> None:
+        self._quota.measure(transaction)
+        error = self._quota.refusal(commit.batch)
+        if error is not None:
+            raise error
+        self._quota.count(sum(len(frame) for _, frame in rows))
+        transaction.write("blobs", rows)
+
     def _operate(self, operation: Operation) -> None:
         results: list[int] = []
         self._ends.clear()
@@ -132,11 +157,14 @@ class StoreWriter(pykka.ThreadingActor):
         else:
             _call(operation.loop, operation.done, results[0], None)
 
-    def _refuse(self, work: list[Commit] | Operation, error: CallboardError) -> None:
+    def _refuse(self, work: list[Commit] | Commit | Operation, error: CallboardError) -> None:
         """Answer everything with the same error, a fresh instance for each receiver."""
         if isinstance(work, Operation):
             _call(work.loop, work.done, 0, error)
             return
+        if isinstance(work, Commit):
+            self._queue.give_up_upload(work)
+            work = [work]
         answers: _Answers = {}
         for item in work:
             if item.fence is not None:
@@ -168,7 +196,7 @@ class StoreWriter(pykka.ThreadingActor):
         return None
 
     def _apply(self, transaction: WriteTransaction, group: list[Commit], answers: _Answers) -> None:
-        rows: _Rows = []
+        rows: Rows = []
         changes: dict[Table, dict[bytes, bytes | None]] = {}
         self._quota.measure(transaction)
         for item in group:
@@ -180,7 +208,7 @@ class StoreWriter(pykka.ThreadingActor):
             if verdict is Verdict.WRITE:
                 error = self._quota.refusal(batch)
                 if error is None:
-                    self._quota.count(batch)
+                    self._quota.count(batch.size)
                     if batch.log:
                         rows += batch.log
                         self._ends[batch.session_id] = batch.last
@@ -194,13 +222,14 @@ class StoreWriter(pykka.ThreadingActor):
         if rows:
             transaction.write("log", rows)
         for table, values in changes.items():
+            if table in chunks.HOLDING_TABLES:
+                for key, value in values.items():
+                    chunks.before_change(transaction, table, key, value)
             transaction.write(table, [(key, value) for key, value in values.items() if value is not None])
             for key in [key for key, value in values.items() if value is None]:
                 transaction.delete(table, key)
 
-    def _judge(
-        self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: _Rows
-    ) -> Verdict | CallboardError:
+    def _judge(self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: Rows) -> Verdict | CallboardError:
         session_id = item.batch.session_id
         if self._refusals:
             standing = self._refusals.standing(session_id, item.stamp)
@@ -218,7 +247,7 @@ class StoreWriter(pykka.ThreadingActor):
         return judge(item.batch, fence, end, transaction.frame_at)
 
     @staticmethod
-    def _write_out(transaction: WriteTransaction, rows: _Rows) -> None:
+    def _write_out(transaction: WriteTransaction, rows: Rows) -> None:
         """Write the group's rows so far, before the log is asked about something they may have changed."""
         transaction.write("log", rows)
         rows.clear()

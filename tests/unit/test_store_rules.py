@@ -165,7 +165,7 @@ def test_a_group_is_bounded_in_bytes_and_the_rest_keeps_its_turn(loop):
 
 def test_an_operation_has_a_transaction_to_itself(loop):
     queue = WriteQueue(Alarm())
-    operation = Operation(lambda _: 0, loop, lambda _count, _error: None)
+    operation = Operation("session", lambda _: 0, loop, lambda _count, _error: None)
     commits = [commit_of(loop, 1) for _ in range(4)]
     for item in (operation, *commits[:2], operation, *commits[2:]):
         queue.put(item)
@@ -255,11 +255,11 @@ def test_live_bytes_are_counted_anew_only_near_the_limit():
     quota = Quota(1_000_000)
     pages = Pages(0)
     quota.measure(pages)
-    quota.count(batch_of(0, "x" * 1000))
+    quota.count(batch_of(0, "x" * 1000).size)
     quota.measure(pages)
     assert pages.asked == 1
     for _ in range(300):
-        quota.count(batch_of(0, "x" * 1000))
+        quota.count(batch_of(0, "x" * 1000).size)
     quota.measure(pages)
     assert pages.asked == 2
     quota.forget()
@@ -273,7 +273,7 @@ def test_what_one_group_adds_counts_against_the_quota():
     quota.measure(Pages(1000))
     for _ in range(3):
         assert quota.refusal(batch) is None
-        quota.count(batch)
+        quota.count(batch.size)
     assert isinstance(quota.refusal(batch), StoreFullError)
 
 

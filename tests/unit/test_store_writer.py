@@ -75,7 +75,7 @@ def writer_at_work(store: LmdbStore) -> Iterator[None]:
         return 0
 
     loop = asyncio.get_running_loop()
-    store._directory.queue.put(Operation(hold, loop, lambda _count, _error: None))
+    store._directory.queue.put(Operation("session", hold, loop, lambda _count, _error: None))
     begun.wait()
     try:
         yield
@@ -139,7 +139,7 @@ async def test_a_refusal_in_one_group_still_stands_in_the_next(store):
     queue = store._directory.queue
     with writer_at_work(store):
         first = send(store, 1, "stale")
-        queue.put(Operation(lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
+        queue.put(Operation("session", lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
         second = send(store, 3, "would fit by chance")
     assert isinstance(await first, FencedError)
     assert isinstance(await second, FencedError)
@@ -247,7 +247,7 @@ async def test_a_full_map_refuses_its_group_and_the_store_goes_on(tmp_path):
     try:
         assert await send(store, 0, "small") is None
         with writer_at_work(store):
-            huge, beside = send(store, 0, "x" * 400_000, session_id="huge"), send(store, 1, "small")
+            huge, beside = send(store, 0, *["x" * 50_000] * 8, session_id="huge"), send(store, 1, "small")
             behind = send(store, 2, "small")
         errors = [await huge, await beside, await behind]
         assert all(isinstance(error, StoreFullError) for error in errors)
@@ -324,7 +324,7 @@ async def test_after_a_failed_commit_what_already_waits_is_refused(store, monkey
     with writer_at_work(store):
         # What holds the writer up commits first; the second commit fails, the third goes through.
         lost = send(store, 1, "lost")
-        queue.put(Operation(lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
+        queue.put(Operation("session", lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
         by_chance = send(store, 1, "fits what is on disk")
         monkeypatch.setattr(WriteTransaction, "commit", fail_the_second)
     assert isinstance(await lost, StoreError)

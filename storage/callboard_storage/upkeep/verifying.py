@@ -73,6 +73,7 @@ def verify_held(directory: Path, descriptor: int, *, progress: child.Progress | 
         seconds=time.perf_counter() - began,
         problems=tuple({problem: None for reader in readers for problem in reader.problems}),
         more_problems=sum(reader.more for reader in readers),
+        unreferenced_chunks=sum(reader.unreferenced for reader in readers),
     )
 
 
@@ -129,6 +130,7 @@ class _Reader:
     more: int = 0
     bytes: int = 0
     sessions: int = 0
+    unreferenced: int = 0
     at: str = ""
 
     def read(self) -> None:
@@ -161,6 +163,8 @@ class _Reader:
             self.rows[event["table"]] = event["rows"]
             self.bytes += event["bytes"]
             self.sessions += event["sessions"]
+        elif kind == "unreferenced":
+            self.unreferenced += event["chunks"]
         elif self.progress is not None:
             self.progress(event["done"], event["total"])
 

@@ -10,14 +10,13 @@ from callboard_protocol.errors import CallboardError, DamagedRecordError
 from callboard_protocol.records import LogRecord, Record, RunBegan
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED
-from callboard_storage import keys
-from callboard_storage.codec import decode
+from callboard_storage import chunks, keys
 from callboard_storage.lmdb_environment import ReadTransaction
 from callboard_storage.upkeep.report import Problem
 
 ModelT = TypeVar("ModelT")
 
-TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs")
+TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs", "blobs")
 
 _ROWS_BETWEEN_REPORTS = 8192
 
@@ -30,6 +29,9 @@ class Walk:
         tables: the tables that are there.
         problem: told what is wrong.
         progress: told, now and then, how many bytes have been walked.
+
+    Attributes:
+        unreferenced: chunks met so far that no row refers to.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Walk:
         self._done = 0
         self._sessions = 0
         self._is_whole = True
+        self._places: set[bytes] | None = None
+        self.unreferenced = 0
 
     def check(self, table: str, shard: int = 0, shards: int = 1) -> tuple[int, int, int]:
         """Walk a table; returns its rows, their bytes and, for the log, how many sessions they belong to.
@@ -74,6 +78,7 @@ class Walk:
                 "runs": self._check_run,
                 "unfinished": self._check_unfinished,
                 "session_runs": self._check_session_run,
+                "blobs": self._check_chunk,
             }
             for key, value in self._each(table):
                 checks[table](key, value)
@@ -122,7 +127,7 @@ class Walk:
         self, table: str, key: bytes, frame: bytes, model: type[ModelT], session: bytes | None
     ) -> ModelT | None:
         try:
-            return decode(key, frame, model)
+            return chunks.read(self._snapshot, table, key, frame, model)
         except CallboardError as error:
             self._wrong(table, key, error.message, session)
             return None
@@ -154,7 +159,7 @@ class Walk:
         frame = self._snapshot.get("heads", session) if "heads" in self._tables else None
         if frame is not None:
             stored = self._decoded("heads", session, frame, SessionHead, session)
-        return _SessionLog(session, stored, self._wrong)
+        return _SessionLog(session, stored, self._decoded, self._wrong)
 
     def _check_head(self, key: bytes, frame: bytes) -> None:
         """A head with a log was held against it there; what is left are heads without one."""
@@ -202,7 +207,7 @@ class Walk:
         at = cast(int, entry.began_sequence)
         rows = self._snapshot.log_rows(session + b"\0", at, at + 1)
         try:
-            first = decode(*rows[0], RunBegan) if rows else None
+            first = chunks.read(self._snapshot, "log", *rows[0], RunBegan) if rows else None
         except DamagedRecordError:
             return  # told with the log
         if first is None or first.run_id != entry.run_id:
@@ -221,7 +226,7 @@ class Walk:
             self._wrong("session_runs", key, "names a run that is not there", session)
             return
         try:
-            entry = decode(run, frame, RunEntry)
+            entry = chunks.read(self._snapshot, "runs", run, frame, RunEntry)
         except DamagedRecordError:
             return  # told with the runs
         if entry.session_id.encode() != session:
@@ -229,17 +234,28 @@ class Walk:
         if value:
             self._wrong("session_runs", key, "holds a value", session)
 
+    def _check_chunk(self, key: bytes, _: bytes) -> None:
+        """Chunks that are referred to were read with their rows; what is left are those that are not."""
+        if self._places is None:
+            self._places = chunks.places(self._snapshot, [one for one in chunks.HOLDING_TABLES if one in self._tables])
+        self.unreferenced += keys.place_of_chunk(key) not in self._places
+
 
 class _SessionLog:
     """One session's log, held against its head."""
 
-    __slots__ = ("_fold", "_key", "_next", "_session", "_stored", "_wrong")
+    __slots__ = ("_decoded", "_fold", "_next", "_session", "_stored", "_wrong")
 
     def __init__(
-        self, session: bytes, stored: SessionHead | None, wrong: Callable[[str, bytes, str, bytes | None], None]
+        self,
+        session: bytes,
+        stored: SessionHead | None,
+        decoded: Callable[[str, bytes, bytes, type[Record], bytes | None], Record | None],
+        wrong: Callable[[str, bytes, str, bytes | None], None],
     ) -> None:
         self._session = session
         self._stored = stored
+        self._decoded = decoded
         self._wrong = wrong
         self._next = 0
         base = SessionHead(session_id=session.decode(errors="replace"), fence=stored.fence if stored else 0)
@@ -253,14 +269,11 @@ class _SessionLog:
             self._fold = None
         self._compare()
         self._next = sequence + 1
-        try:
-            record = cast(LogRecord, decode(key, frame, Record))
-        except CallboardError as error:
-            self._wrong("log", key, error.message, self._session)
+        record = self._decoded("log", key, frame, Record, self._session)
+        if record is None:
             self._fold = None
-            return
-        if self._fold is not None:
-            self._fold.add(sequence, record)
+        elif self._fold is not None:
+            self._fold.add(sequence, cast(LogRecord, record))
 
     def finish(self) -> None:
         """The log ends here."""

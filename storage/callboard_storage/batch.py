@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from callboard_protocol.errors import UsageError
@@ -80,6 +81,23 @@ class FrameBatch:
         self.size += len(key) + len(frame)
         if not self.grows and isinstance(record, _GROWING):
             self.grows = True
+
+    def append_copied(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Append records that are encoded already: those of another session's log, under this one's keys.
+
+        Args:
+            rows: keys and frames, from sequence 0 on.
+
+        Raises:
+            UsageError: the batch appends records already, and these would not follow them.
+        """
+        if self.log:
+            raise UsageError(f"the batch ends at sequence {self.last}; a copy of a log begins one")
+        self.log += rows
+        self.first, self.last = 0, len(rows) - 1
+        self.log_size = sum(len(frame) for _, frame in rows)
+        self.size += self.log_size + sum(len(key) for key, _ in rows)
+        self.grows = True
 
     def put_head(self, head: SessionHead) -> None:
         """Write where the session stands."""

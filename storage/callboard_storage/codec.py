@@ -78,8 +78,7 @@ class Codec:
         if len(payload.translate(None, _NOT_CONTAINER)) > MAX_DEPTH and _depth_of(_unpack(payload)) > MAX_DEPTH:
             raise self._search.error(schema.model.__name__, body)
         header = _HEADER.pack(_MAGIC, FRAME_VERSION, schema.id, schema.version, len(payload))
-        digest = blake2b(b"".join((key, header, payload)), digest_size=_DIGEST_SIZE).digest()
-        return b"".join((header, digest, payload))
+        return _frame(key, header, payload)
 
     def decode(self, key: bytes, frame: bytes, expected: type[ModelT]) -> ModelT:
         """The model a frame holds.
@@ -110,6 +109,21 @@ class Codec:
         if not isinstance(model, expected):
             raise _damaged(key, f"is a {schema.model.__name__}, not a {expected.__name__}")
         return model
+
+    def moved(self, key: bytes, frame: bytes, new_key: bytes) -> bytes:
+        """A frame as it is stored under another key: the same payload, bound to that key.
+
+        Args:
+            key: the key it was found under.
+            frame: the stored bytes.
+            new_key: the key its copy gets.
+
+        Raises:
+            UnknownSchemaError: it has a frame version that a newer release wrote.
+            DamagedRecordError: it is not what was written under `key`.
+        """
+        payload, _, _ = _open_frame(key, frame)
+        return _frame(new_key, frame[: _HEADER.size], payload)
 
     def body(self, key: bytes, frame: bytes) -> tuple[Schema, int, dict[str, Any]]:
         """A frame's schema, the version it was written in, and its body as plain data of that version.
@@ -174,6 +188,14 @@ def _unpack(payload: bytes) -> Any:
     return msgpack.unpackb(payload, ext_hook=leaves.unpack, strict_map_key=False)
 
 
+def _digest(key: bytes, header: bytes, payload: bytes) -> bytes:
+    return blake2b(b"".join((key, header, payload)), digest_size=_DIGEST_SIZE).digest()
+
+
+def _frame(key: bytes, header: bytes, payload: bytes) -> bytes:
+    return b"".join((header, _digest(key, header, payload), payload))
+
+
 def _open_frame(key: bytes, frame: bytes) -> tuple[bytes, int, int]:
     """Payload, schema id and schema version of a frame whose size and digest hold."""
     if len(frame) < OVERHEAD:
@@ -182,8 +204,7 @@ def _open_frame(key: bytes, frame: bytes) -> tuple[bytes, int, int]:
     if magic != _MAGIC or len(frame) != OVERHEAD + length:
         raise _damaged(key, f"is not a frame of its stated length: {len(frame)} bytes")
     payload = frame[OVERHEAD:]
-    digest = blake2b(b"".join((key, frame[: _HEADER.size], payload)), digest_size=_DIGEST_SIZE).digest()
-    if digest != frame[_HEADER.size : OVERHEAD]:
+    if _digest(key, frame[: _HEADER.size], payload) != frame[_HEADER.size : OVERHEAD]:
         raise _damaged(key, "fails its checksum")
     if frame_version != FRAME_VERSION:
         raise UnknownSchemaError(f"the record at {key!r} has frame version {frame_version}, this release reads 1")
@@ -210,3 +231,4 @@ def _depth_of(value: object) -> int:
 CODEC = Codec(SCHEMAS, PARTS)
 encode = CODEC.encode
 decode = CODEC.decode
+moved = CODEC.moved

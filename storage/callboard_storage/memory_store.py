@@ -17,7 +17,7 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage import keys, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
-from callboard_storage.fencing import Refusals, Verdict, check_shape, judge
+from callboard_storage.fencing import Refusals, Verdict, check_shape, judge, own
 from callboard_storage.reading import Rows
 from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, StoredRecord, StoreFigures
 
@@ -86,7 +86,11 @@ class _Tables:
         )
 
     def get(self, table: Table, key: bytes) -> bytes | None:
-        return self.shared[table].get(key)
+        rows = self.shared.get(table)
+        if rows is None:
+            session = self.sessions.get(key[: key.index(b"\0") + 1])
+            rows = {} if session is None else session.tables.get(table, {})
+        return rows.get(key)
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
         rows = self.shared[table]
@@ -163,9 +167,9 @@ class MemoryStore:
         """A run's entry."""
         return reading.run(self._snapshot(), run_id)
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return reading.unfinished(self._snapshot())
+        return reading.unfinished(self._snapshot(), session_id)
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
@@ -178,6 +182,15 @@ class MemoryStore:
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints."""
         return reading.checkpoints(self._snapshot(), session_id)
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints."""
+        return reading.checkpoint(self._snapshot(), session_id, checkpoint_id)
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's."""
+        frames = own(batch)
+        frames.append_copied(reading.copied_log(self._snapshot(), source, frames.session_id, through + 1))
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""

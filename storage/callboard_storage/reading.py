@@ -10,12 +10,12 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
+from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UsageError
 from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import keys
 from callboard_storage.batch import Table
-from callboard_storage.codec import decode
+from callboard_storage.codec import decode, moved
 from callboard_storage.store import StoredRecord
 
 logger = logging.getLogger(__name__)
@@ -114,10 +114,10 @@ def runs(snapshot: Snapshot, after: str | None, limit: int) -> list[RunEntry]:
     return [decode(key, frame, RunEntry) for key, frame in rows]
 
 
-def unfinished(snapshot: Snapshot) -> list[RunEntry]:
+def unfinished(snapshot: Snapshot, session_id: str | None) -> list[RunEntry]:
     """Entries of runs that have not ended, in admission order; a damaged one is left out and logged."""
     entries = []
-    for key, _ in snapshot.rows("unfinished"):
+    for key in _unfinished_keys(snapshot, session_id):
         frame = snapshot.get("runs", key)
         try:
             entries.append(decode(key, frame or b"", RunEntry))
@@ -125,6 +125,14 @@ def unfinished(snapshot: Snapshot) -> list[RunEntry]:
             logger.exception("run %r is left out of recovery", key.decode(errors="replace"), exc_info=error)
     entries.sort(key=lambda entry: (entry.order, entry.run_id))
     return entries
+
+
+def _unfinished_keys(snapshot: Snapshot, session_id: str | None) -> list[bytes]:
+    if session_id is None:
+        return [key for key, _ in snapshot.rows("unfinished")]
+    prefix = keys.session_prefix(session_id)
+    runs = [key[len(prefix) :] for key, _ in snapshot.session_rows("session_runs", prefix)]
+    return [key for key in runs if snapshot.get("unfinished", key) is not None]
 
 
 def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
@@ -139,6 +147,31 @@ def checkpoints(snapshot: Snapshot, session_id: str) -> list[SessionCheckpoint]:
     found = [decode(key, frame, SessionCheckpoint) for key, frame in rows]
     found.sort(key=lambda one: (one.log_position, one.created_at))
     return found
+
+
+def checkpoint(snapshot: Snapshot, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+    """One of a session's checkpoints."""
+    key = keys.name_key(keys.session_prefix(session_id), checkpoint_id, "checkpoint id")
+    frame = snapshot.get("checkpoints", key)
+    return None if frame is None else decode(key, frame, SessionCheckpoint)
+
+
+def copied_log(snapshot: Snapshot, source: str, target: str, behind: int) -> Rows:
+    """The records of a session's log with sequence < `behind`, as another session's log would hold them.
+
+    Raises:
+        DamagedRecordError: one of them fails its checksum.
+        UsageError: the log ends before that.
+    """
+    prefix = keys.session_prefix(target)
+    rows = snapshot.log_rows(keys.session_prefix(source), 0, behind)
+    if len(rows) != behind:
+        raise UsageError(f"session {source!r} has {len(rows)} records, {behind} of them were to be copied")
+    copies = []
+    for sequence, (key, frame) in enumerate(rows):
+        new_key = prefix + keys.pack_sequence(sequence)
+        copies.append((new_key, moved(key, frame, new_key)))
+    return copies
 
 
 def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:

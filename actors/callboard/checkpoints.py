@@ -104,6 +104,9 @@ async def read_to_damage(store: Store, session_id: str) -> tuple[list[LogRecord]
             damage = error
             span //= 2
         else:
+            if not page:
+                # Whatever could not be read has been deleted meanwhile.
+                break
             records += [stored.record for stored in page]
     return records, damage
 

@@ -52,6 +52,7 @@ from callboard_protocol.errors import (
     RuntimeBusyError,
     RuntimeClosedError,
     ScriptExhaustedError,
+    SessionExistsError,
     SessionHeldByAncestorError,
     StepTimeoutError,
     StoreClosedError,
@@ -93,7 +94,7 @@ from callboard_protocol.runs import (
 from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Unknown
-from callboard_storage.store import QuarantinedRecord
+from callboard_storage.store import Deletion, QuarantinedRecord
 
 __all__ = [
     "__version__",
@@ -177,10 +178,12 @@ __all__ = [
     "RunEntry",
     "SessionArtifact",
     "SessionCheckpoint",
+    "SessionExistsError",
     "SessionHead",
     "RunState",
     "Allow",
     "Decision",
+    "Deletion",
     "Deny",
     "Happened",
     "NotHappened",

@@ -46,7 +46,7 @@ from callboard_protocol.failures import describe
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed, RunSuspended
 from callboard_protocol.runs import RunResult, RunUsage, StopReason
-from callboard_protocol.sessions import SessionCheckpoint
+from callboard_protocol.sessions import SessionCheckpoint, step_checkpoint_id
 from callboard_protocol.states import STOP_INPUTS, RunInput, RunState
 from callboard_protocol.trusted import trusted
 
@@ -116,7 +116,10 @@ class RunAttempt:
         memory = MemorySteps(run, self._memory)
         async with AsyncExitStack() as stack:
             run.deps = await self._open_deps(run, stack)
-            await memory.inject(began.messages[0])
+            if ticket.request.resume_from_checkpoint is None:
+                await memory.inject(began.messages[0])
+            else:
+                memory.take_over(opened.injected)
             if run.instructions:
                 self._conversation.add(Message.system(run.instructions))
             for message in (*opened.transcript, *began.messages):
@@ -128,7 +131,10 @@ class RunAttempt:
     async def _open(self, state_type: type[Any] | None) -> tuple[LiveRun, OpenedSession]:
         """Read what the session and the run itself have on disk."""
         ticket = self._ticket
-        opened: OpenedSession = await self._session.ask(OpenSession(run_id=ticket.run_id), timeout=None)
+        opened: OpenedSession = await self._session.ask(
+            OpenSession(run_id=ticket.run_id, resume_from_checkpoint=ticket.request.resume_from_checkpoint),
+            timeout=None,
+        )
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
         state = SessionState(state_type, opened.state)
         before = max((getattr(stored.record, "running", 0.0) for stored in opened.own), default=0.0)
@@ -184,7 +190,10 @@ class RunAttempt:
         ticket, journal = self._ticket, run.journal
         entry = ticket.entry
         first: LogRecord
+        markers = () if opened.rewind is None else (opened.rewind,)
         if journal.began is None:
+            for _ in markers:
+                journal.claim_ordinal()
             began = first = trusted(
                 RunBegan,
                 run_id=ticket.run_id,
@@ -196,7 +205,7 @@ class RunAttempt:
                 transcript_length=opened.head.transcript_length,
                 messages=(ticket.request.input_message(),),
             )
-            entry = moved(entry, RunInput.START, began_sequence=opened.head.next_sequence, attempts=1)
+            entry = moved(entry, RunInput.START, began_sequence=opened.head.next_sequence - len(markers), attempts=1)
             run.attempt = 1
         else:
             began = journal.began
@@ -206,7 +215,7 @@ class RunAttempt:
             entry = moved(entry, RunInput.START, attempts=first.attempt, strikes=first.strikes)
             run.attempt = first.attempt
         try:
-            await journal.append(first, run=entry if ticket.request.durable else None)
+            await journal.append(*markers, first, run=entry if ticket.request.durable else None)
         except asyncio.CancelledError:
             # The journal lets a cancellation pass only once the record is on disk.
             ticket.entry, self._has_begun = entry, True
@@ -398,11 +407,10 @@ class RunAttempt:
         steps = journal.steps + len(tail)
         checkpoint = trusted(
             SessionCheckpoint,
-            checkpoint_id=f"{run.run_id}:step:{steps}",
+            checkpoint_id=step_checkpoint_id(run.run_id, steps),
             session_id=run.session_id,
             run_id=run.run_id,
             step_index=steps,
-            usage=record.usage,
             created_at=record.at,
         )
         await journal.append(*tail, record, run=entry, checkpoint=checkpoint)

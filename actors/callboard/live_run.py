@@ -13,7 +13,6 @@ from callboard.agents import Agent
 from callboard.budgets import Claim
 from callboard.directory import Directory
 from callboard.journal import RunJournal, Unfit
-from callboard.meter import RunMeter
 from callboard.models.base import Model
 from callboard.output import readable
 from callboard.record_events import events_of
@@ -26,6 +25,7 @@ from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError
 from callboard_protocol.event_base import RawEvent
 from callboard_protocol.failures import restore, text_of
 from callboard_protocol.messages import Message
+from callboard_protocol.meter import RunMeter
 from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
 from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry
@@ -221,7 +221,7 @@ class LiveRun:
         """Count a record that is on disk, and publish its events."""
         self.meter.count(record)
         if self.is_watched:
-            self.directory.publish(events_of(record, self.session_id, self.agent.id))
+            self.directory.publish(events_of(record, self.session_id, self.agent.id, self.journal.steps))
             if isinstance(record, StepCompleted) and record.response is not None:
                 self.publish(("usage.updated", None, {"usage": self.meter.usage()}))
 

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from callboard.checkpoints import fold_at, rewind_marker
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard_protocol.commands import AppendRecords, CloseRun, OpenSession, SaveCheckpoint, SettleAppends
-from callboard_protocol.errors import CallboardError, FencedError
+from callboard_protocol.errors import CallboardError, FencedError, UnknownSessionError
 from callboard_protocol.messages import Message
-from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
+from callboard_protocol.records import SessionRewound, StepCompleted
+from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import HeadFold, MemoryEntry, SessionCheckpoint, SessionHead
+from callboard_storage.committing import commit
 from callboard_storage.store import Batch, Fence, Store, StoredRecord
 
 AnswerT = TypeVar("AnswerT")
@@ -28,12 +31,17 @@ class OpenedSession:
         transcript: the messages up to there.
         state: its state then, as plain data; None where it has none.
         own: the run's own records, if it began before.
+        injected: what the memory had to say to the run before.
+        rewind: the marker that the run's first record follows, where it goes back to a checkpoint; `head`,
+            `transcript`, `state` and `injected` are as this makes them.
     """
 
     head: SessionHead
     transcript: list[Message]
     state: Any
     own: Sequence[StoredRecord]
+    injected: tuple[str, ...] = ()
+    rewind: SessionRewound | None = None
 
 
 class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheckpoint | CloseRun]):
@@ -51,12 +59,36 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._store = store
         self._fold: HeadFold | None = None
         self._state: Any = None
+        self._state_behind_rewind: Any = None
         self._last_commit: LoopFuture[Any] | None = None
 
     @handles
     async def open(self, message: OpenSession) -> OpenedSession:
-        """Reads the log once and folds it: the transcript, the state, and what the run itself had written."""
-        return await self._load(message.run_id)
+        """Reads the log once and folds it: the transcript, the state, and what the run itself had written.
+
+        Raises:
+            UnknownCheckpointError: the run is to go back to a checkpoint that is not there.
+            DamagedRecordError: a record cannot be read.
+        """
+        records = await self._store.read_log(self._session_id)
+        own = _own(message.run_id, records)
+        began = own[0].sequence + isinstance(own[0].record, SessionRewound) if own else len(records)
+        before = SessionFold(self._session_id, (stored.record for stored in records[:began]))
+        self._follow(before, records[began:])
+        rewind: SessionRewound | None = None
+        if not own and message.resume_from_checkpoint is not None:
+            at = await fold_at(self._store, self._session_id, message.resume_from_checkpoint)
+            rewind = rewind_marker(at, message.resume_from_checkpoint, run_id=message.run_id)
+            before.add(rewind)
+            self._state_behind_rewind = before.state
+        return OpenedSession(
+            head=before.head(),
+            transcript=before.transcript(),
+            state=before.state,
+            own=own,
+            injected=before.injected(),
+            rewind=rewind,
+        )
 
     @handles
     def append(self, message: AppendRecords) -> LoopFuture[int]:
@@ -84,8 +116,11 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         for record in records:
             fold.add(sequence, record)
             sequence += 1
-            if isinstance(record, StepCompleted) and record.state_changed:
-                self._state = record.state
+            if isinstance(record, StepCompleted):
+                if record.state_changed:
+                    self._state = record.state
+            elif isinstance(record, SessionRewound):
+                self._state = self._state_behind_rewind
         if message.run is not None:
             batch.put_head(fold.head())
         if message.checkpoint is not None:
@@ -97,31 +132,29 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         """Answers once the last commit has been answered."""
         return self._last_commit
 
-    @handles
+    @handles(concurrent=True)
     async def save_checkpoint(self, message: SaveCheckpoint) -> SessionCheckpoint:
-        """Keeps a checkpoint of where the session stands."""
-        if self._fold is None:
-            await self._load(None)
-        assert self._fold is not None
-        checkpoint = self._stands(
-            SessionCheckpoint(
-                checkpoint_id=message.name,
-                session_id=self._session_id,
-                run_id=self._fold.active_run or self._fold.last_run,
-                usage=self._fold.usage,
-                created_at=time.time(),
-            ),
-            self._fold,
-        )
+        """Keeps a checkpoint of where the session stands on disk; a run at work goes on meanwhile.
+
+        Raises:
+            UnknownSessionError: nothing of the session is on disk.
+            DamagedRecordError: a record cannot be read.
+        """
+        records = await self._store.read_log(self._session_id)
+        if not records:
+            raise UnknownSessionError(f"there is no session {self._session_id!r}")
+        fold = SessionFold(self._session_id, (stored.record for stored in records))
+        checkpoint = fold.checkpoint(message.name, at=time.time())
         batch = self._store.batch(self._session_id)
         batch.put_checkpoint(checkpoint)
-        return await self._commit(batch, None, checkpoint)
+        await commit(self._store, batch)
+        return checkpoint
 
     @handles
     def close(self, message: CloseRun) -> None:
         """Lets go of what only the run needed; the next run reads it anew."""
         self._fold = None
-        self._state = None
+        self._state = self._state_behind_rewind = None
         self._last_commit = None
 
     def _stands(self, checkpoint: SessionCheckpoint, fold: HeadFold) -> SessionCheckpoint:
@@ -131,6 +164,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
                 "state": self._state,
                 "transcript_length": fold.transcript_length,
                 "artifact_count": fold.artifact_count,
+                "usage": fold.usage,
             }
         )
 
@@ -150,27 +184,25 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._store.commit(batch, fence, loop, acknowledge)
         return acknowledged
 
-    async def _load(self, run_id: str | None) -> OpenedSession:
-        fold = HeadFold(SessionHead(session_id=self._session_id))
-        transcript: list[Message] = []
-        states: dict[int | None, Any] = {None: None}
-        own: list[StoredRecord] = []
-        before: tuple[SessionHead, Any] | None = None
-        for stored in await self._store.read_log(self._session_id):
-            record = stored.record
-            if record.run_id == run_id:
-                before = before or (fold.head(), states[fold.state_sequence])
-                own.append(stored)
-            if before is None:
-                if isinstance(record, SessionRewound):
-                    del transcript[record.transcript_length :]
-                transcript.extend(transcript_of(record))
-            if isinstance(record, StepCompleted) and record.state_changed:
-                states[stored.sequence] = record.state
-            fold.add(stored.sequence, record)
-        self._fold, self._state = fold, states[fold.state_sequence]
-        head, state = before or (fold.head(), self._state)
-        return OpenedSession(head=head, transcript=transcript, state=state, own=own)
+    def _follow(self, before: SessionFold, records: Sequence[StoredRecord]) -> None:
+        """Stand where the log ends: behind `before`, and the records of the run that go on from there."""
+        fold, state = HeadFold(before.head()), before.state
+        for stored in records:
+            fold.add(stored.sequence, stored.record)
+            if isinstance(stored.record, StepCompleted) and stored.record.state_changed:
+                state = stored.record.state
+        self._fold, self._state = fold, state
+
+
+def _own(run_id: str, records: Sequence[StoredRecord]) -> Sequence[StoredRecord]:
+    """A run's own records. What a fork has of its source is another session's, whatever the run is called."""
+    own: list[StoredRecord] = []
+    for stored in records:
+        if stored.record.run_id == run_id:
+            own.append(stored)
+        elif isinstance(stored.record, SessionRewound) and stored.record.forked_from is not None:
+            own.clear()
+    return own
 
 
 def _put_memory(batch: Batch, entries: Sequence[MemoryEntry]) -> None:

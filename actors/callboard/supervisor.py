@@ -12,6 +12,7 @@ from callboard.admission import Admission
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.budgets import Budgets
+from callboard.checkpoints import fold_at
 from callboard.directory import Directory
 from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
 from callboard.kernel import Actor, handles
@@ -37,6 +38,7 @@ from callboard_protocol.commands import (
     SaveCheckpoint,
     SettleBudget,
     SubmitRun,
+    UseSessionAlone,
 )
 from callboard_protocol.errors import (
     BudgetExhaustedError,
@@ -67,8 +69,13 @@ SupervisorCommand = (
     | RegainSlot
     | CheckpointSession
     | ReleaseSession
+    | UseSessionAlone
     | DrainRuns
 )
+
+
+_NO_RUN = "\0"
+"""Holds a session that no run may have for a moment; no run's id can be this."""
 
 
 class RunSupervisor(Actor[SupervisorCommand]):
@@ -136,6 +143,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 stored = await self._store.read_run(request.run_id)
                 if stored is not None:
                     return await self._submitted_before(ticket, stored)
+            if request.resume_from_checkpoint is not None:
+                # Whatever comes of the session until its turn comes, its log keeps what the checkpoint stands for.
+                await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
             self._enqueue(ticket)
             if ticket.task is None and request.durable:
                 # Nothing of it is on disk until its turn comes, unless it is written now.
@@ -500,6 +510,25 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def release(self, message: ReleaseSession) -> bool:
         """Parks an idle session now."""
         return self._sessions.park(message.session_id)
+
+    @handles(concurrent=True)
+    async def use_alone(self, message: UseSessionAlone) -> Any:
+        """Holds a session that no run has, as a run would, while something else is done with it.
+
+        Raises:
+            RuntimeBusyError: a run uses it or waits for it.
+        """
+        session_id = message.session_id
+        is_held = self._admission.holder_of(session_id) is not None
+        has_run = is_held or any(ticket.session_id == session_id for ticket in self._tickets.values())
+        if has_run or not self._sessions.park(session_id):
+            raise RuntimeBusyError(f"session {session_id!r} has a run", hint="cancel it, or wait until it has ended")
+        self._admission.hold(_NO_RUN, session_id)
+        try:
+            return await message.work()
+        finally:
+            self._admission.release(_NO_RUN, session_id)
+            self._admit()
 
     def _describe(self) -> RuntimeStats:
         states = [ticket.entry.state for ticket in self._tickets.values()]

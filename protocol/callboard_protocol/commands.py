@@ -5,7 +5,7 @@ pydantic models. What is large or live (a history, a model, a tool, deps) travel
 reference, unvalidated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
@@ -221,6 +221,18 @@ class ReleaseSession(Request[bool]):
     session_id: str
 
 
+class UseSessionAlone(Request[Any]):
+    """Do something with a session that no run may use meanwhile. Answered with what came of it.
+
+    Attributes:
+        session_id: which; it is parked first.
+        work: an async function without arguments that does it.
+    """
+
+    session_id: str
+    work: Live[Callable[[], Awaitable[Any]]]
+
+
 class DrainRuns(Request[None]):
     """Admit nothing more and bring every run to a step boundary; answered once none is left.
 
@@ -348,9 +360,11 @@ class OpenSession(Request[Any]):
 
     Attributes:
         run_id: the run that opens it; its own records are read too if it began before.
+        resume_from_checkpoint: the checkpoint it goes back to, unless it began before; None to stay.
     """
 
     run_id: str
+    resume_from_checkpoint: str | None = None
 
 
 class AppendRecords(Request[int]):

@@ -121,6 +121,13 @@ class UnknownCheckpointError(UsageError, LookupError):
     code = "unknown_checkpoint"
 
 
+class SessionExistsError(UsageError):
+    """A session was to be made under an id that has one."""
+
+    code = "session_exists"
+    default_hint = "choose another id, or delete that session first"
+
+
 class SessionHeldByAncestorError(UsageError):
     """A run asked for a session that one of its ancestors holds: waiting would never end."""
 

@@ -142,6 +142,18 @@ class RunParked(RunEvent, frozen=True):
     pending: tuple[PendingCall, ...] = ()
 
 
+class RunRecordSaved(RecordedEvent, frozen=True):
+    """A record is on disk that no other event tells of.
+
+    Attributes:
+        kind: what it says: that a call is about to be made (``intent``), until when the run sleeps (``sleep``), what
+            was reserved (``reservation``), that an outcome no longer counts (``voided``), what was sent (``signal``).
+    """
+
+    name: Literal["run.record_saved"] = "run.record_saved"
+    kind: Literal["intent", "sleep", "reservation", "voided", "signal"]
+
+
 class RunCheckpointSaved(RecordedEvent, frozen=True):
     """A checkpoint can be returned to.
 
@@ -250,6 +262,21 @@ class SessionReleased(Event, frozen=True):
     session_id: str
     fence: int
     held: float = 0.0
+
+
+class SessionRewound(RecordedEvent, frozen=True):
+    """The run goes back to a checkpoint of its session: what followed that checkpoint no longer counts.
+
+    Attributes:
+        checkpoint_id: the checkpoint.
+        log_position: the position in the session's log that it stands for.
+        transcript_length: messages of the transcript that still count.
+    """
+
+    name: Literal["session.rewound"] = "session.rewound"
+    checkpoint_id: str
+    log_position: int
+    transcript_length: int
 
 
 class SessionRunStarted(RunEvent, frozen=True):

@@ -54,6 +54,7 @@ from callboard_protocol.event_models_run import (
     RunFailed,
     RunParked,
     RunQueued,
+    RunRecordSaved,
     RunRequested,
     RunResumeAttempted,
     RunResumeExhausted,
@@ -63,6 +64,7 @@ from callboard_protocol.event_models_run import (
     RunValidated,
     SessionAcquired,
     SessionReleased,
+    SessionRewound,
     SessionRunCompleted,
     SessionRunStarted,
 )
@@ -114,6 +116,7 @@ BuiltInEvent: TypeAlias = (
     | RunCancelled
     | RunSuspended
     | RunParked
+    | RunRecordSaved
     | RunCheckpointSaved
     | RunCheckpointFailed
     | RunResumeAttempted
@@ -122,6 +125,7 @@ BuiltInEvent: TypeAlias = (
     | RunDurableIdempotencyWarning
     | SessionAcquired
     | SessionReleased
+    | SessionRewound
     | SessionRunStarted
     | SessionRunCompleted
     | UsageUpdated

@@ -19,7 +19,7 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_protocol.states import UNFINISHED
 from callboard_storage import keys
 from callboard_storage.chunks import LARGEST_IN_ROW
-from callboard_storage.codec import pack, seal
+from callboard_storage.codec import OVERHEAD, pack, parted, seal
 
 Table: TypeAlias = Literal["heads", "checkpoints", "memory", "runs", "session_runs", "unfinished", "blobs"]
 """The tables beside the log."""
@@ -110,6 +110,29 @@ class FrameBatch:
         self.size += len(key) + len(frame)
         if not self.grows and isinstance(record, _GROWING):
             self.grows = True
+
+    def append_copied(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Append records that are encoded already: those of another session's log, under this one's keys.
+
+        Args:
+            rows: keys and frames, from sequence 0 on.
+
+        Raises:
+            UsageError: the batch appends records already, and these would not follow them.
+        """
+        if self.log:
+            raise UsageError(f"the batch ends at sequence {self.last}; a copy of a log begins one")
+        for key, frame in rows:
+            in_row = frame
+            if len(frame) - OVERHEAD > LARGEST_IN_ROW:
+                in_row, payload = parted(frame)
+                self.large.append(LargeFrame("log", len(self.log), key, in_row, payload))
+                self.size += len(payload)
+            self.log.append((key, in_row))
+        self.first, self.last = 0, len(rows) - 1
+        self.log_size = sum(len(frame) for _, frame in self.log)
+        self.size += self.log_size + sum(len(key) for key, _ in rows)
+        self.grows = True
 
     def put_head(self, head: SessionHead) -> None:
         """Write where the session stands."""

@@ -90,13 +90,13 @@ def whole(snapshot: Chunks, table: str, key: bytes, row: bytes) -> bytes:
         if frame is None:
             raise DamagedRecordError(
                 f"the record at {key!r} is incomplete: chunk {number} of its payload is missing",
-                context={"what": f"is incomplete: chunk {number} of its payload is missing"},
+                context={"what": f"is incomplete: chunk {number} of its payload is missing", "chunk": number},
             )
         try:
             parts.append(codec.open_chunk(chunk_key, frame))
         except DamagedRecordError as error:
             what = f"cannot be read: chunk {number} of its payload {error.what}"
-            raise type(error)(f"the record at {key!r} {what}", context={"what": what}) from error
+            raise type(error)(f"the record at {key!r} {what}", context={"what": what, "chunk": number}) from error
         missing -= len(parts[-1])
     return b"".join(parts)
 

@@ -123,6 +123,21 @@ class Codec:
             raise _damaged(key, f"is a {schema.model.__name__}, not a {expected.__name__}")
         return model
 
+    def moved(self, key: bytes, frame: bytes, new_key: bytes) -> bytes:
+        """A frame as it is stored under another key: the same payload, bound to that key.
+
+        Args:
+            key: the key it was found under.
+            frame: the stored bytes.
+            new_key: the key its copy gets.
+
+        Raises:
+            UnknownSchemaError: it has a frame version that a newer release wrote.
+            DamagedRecordError: it is not what was written under `key`.
+        """
+        payload, _, _ = open_frame(key, frame)
+        return seal(new_key, frame[: _HEADER.size], payload)
+
     def body(self, key: bytes, frame: bytes) -> tuple[Schema, int, dict[str, Any]]:
         """A frame's schema, the version it was written in, and its body as plain data of that version.
 
@@ -207,6 +222,11 @@ def seal(key: bytes, header: bytes, payload: bytes | memoryview) -> bytes:
     return b"".join((header, digest, payload))
 
 
+def parted(frame: bytes) -> tuple[bytes, bytes]:
+    """The header and the payload that `seal` made this frame of."""
+    return frame[: _HEADER.size], frame[OVERHEAD:]
+
+
 def begin_digest(key: bytes, header: bytes) -> blake2b:
     """The digest of a frame whose payload is still to be added, piece by piece."""
     return blake2b(key + header, digest_size=keys.DIGEST_SIZE)
@@ -276,3 +296,4 @@ CODEC = Codec(SCHEMAS, PARTS)
 encode = CODEC.encode
 pack = CODEC.pack
 decode = CODEC.decode
+moved = CODEC.moved

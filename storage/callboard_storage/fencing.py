@@ -33,16 +33,26 @@ def check_shape(batch: Batch, fence: Fence | None) -> FrameBatch:
     Raises:
         UsageError: it appends records without a fence, or elsewhere than behind its fence, or is not from this store.
     """
-    if type(batch) is not FrameBatch:
-        raise UsageError(f"a {type(batch).__name__} is no batch of this store", hint="use store.batch(session_id)")
-    if batch.log:
+    frames = own(batch)
+    if frames.log:
         if fence is None:
-            raise UsageError(f"a batch that appends to session {batch.session_id!r} needs a fence")
-        if batch.first != fence.follows + 1:
+            raise UsageError(f"a batch that appends to session {frames.session_id!r} needs a fence")
+        if frames.first != fence.follows + 1:
             raise UsageError(
-                f"the batch for session {batch.session_id!r} starts at sequence {batch.first}, its fence follows "
+                f"the batch for session {frames.session_id!r} starts at sequence {frames.first}, its fence follows "
                 f"{fence.follows}"
             )
+    return frames
+
+
+def own(batch: Batch) -> FrameBatch:
+    """The batch as this package's own.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if type(batch) is not FrameBatch:
+        raise UsageError(f"a {type(batch).__name__} is no batch of this store", hint="use store.batch(session_id)")
     return batch
 
 

@@ -15,7 +15,7 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
-from callboard_storage.fencing import check_shape
+from callboard_storage.fencing import check_shape, own
 from callboard_storage.lmdb_environment import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.quarantine import Quarantine
 from callboard_storage.store import (
@@ -153,9 +153,11 @@ class LmdbStore:
         """A run's entry."""
         return await self._read(lambda snapshot: reading.run(snapshot, run_id))
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return await self._read_on_thread(lambda snapshot: reading.unfinished(snapshot, self._quarantine.add))
+        return await self._read_on_thread(
+            lambda snapshot: reading.unfinished(snapshot, session_id, self._quarantine.add)
+        )
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
@@ -170,6 +172,19 @@ class LmdbStore:
         """The session's stored checkpoints."""
         aside = self._quarantine.add
         return await self._read_on_thread(lambda snapshot: reading.checkpoints(snapshot, session_id, aside))
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints."""
+        return await self._read(lambda snapshot: reading.checkpoint(snapshot, session_id, checkpoint_id))
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's."""
+        frames = own(batch)
+        frames.append_copied(
+            await self._read_on_thread(
+                lambda snapshot: reading.copied_log(snapshot, source, frames.session_id, through + 1)
+            )
+        )
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""

@@ -18,7 +18,7 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage import keys, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
-from callboard_storage.fencing import Refusals, Verdict, check_shape, judge
+from callboard_storage.fencing import Refusals, Verdict, check_shape, judge, own
 from callboard_storage.quarantine import Quarantine
 from callboard_storage.reading import Rows
 from callboard_storage.store import (
@@ -98,7 +98,11 @@ class _Tables:
         )
 
     def get(self, table: Table, key: bytes) -> bytes | None:
-        return self.shared[table].get(key)
+        rows = self.shared.get(table)
+        if rows is None:
+            session = self.sessions.get(key[: key.index(b"\0") + 1])
+            rows = {} if session is None else session.tables.get(table, {})
+        return rows.get(key)
 
     def chunk(self, key: bytes) -> bytes | None:
         return None  # every frame is in its row
@@ -187,9 +191,9 @@ class MemoryStore:
         """A run's entry."""
         return self._read(lambda tables: reading.run(tables, run_id))
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return self._read(lambda tables: reading.unfinished(tables, self._quarantine.add))
+        return self._read(lambda tables: reading.unfinished(tables, session_id, self._quarantine.add))
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
@@ -202,6 +206,17 @@ class MemoryStore:
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints."""
         return self._read(lambda tables: reading.checkpoints(tables, session_id, self._quarantine.add))
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints."""
+        return self._read(lambda tables: reading.checkpoint(tables, session_id, checkpoint_id))
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's."""
+        frames = own(batch)
+        frames.append_copied(
+            self._read(lambda tables: reading.copied_log(tables, source, frames.session_id, through + 1))
+        )
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""

@@ -66,7 +66,7 @@ def located(error: DamagedRecordError, table: str, key: bytes, newest_release: s
     return type(error)(
         f"{subject} {error.what}",
         hint=hint,
-        context=where | {"what": error.what},
+        context=error.context | where | {"what": error.what},
     )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeVar, cast
 
-from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
+from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UsageError
 from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import chunks, keys
 from callboard_storage.batch import Table
+from callboard_storage.codec import moved
 from callboard_storage.quarantine import SetAside, located
 from callboard_storage.store import StoredRecord
 
@@ -82,22 +83,26 @@ def log_range(
     behind = end if stop is None else min(stop, end)
     if limit is not None:
         behind = min(behind, first + max(limit, 0))
-    if stop is None and behind == end:
+    if stop is None and (limit is None or first + limit > end):
         stored_head(snapshot, session_id, set_aside)
     return first, max(behind, first)
 
 
 def log(snapshot: Snapshot, session_id: str, first: int, behind: int) -> list[StoredRecord]:
     """Decoded records with `first` <= sequence < `behind`, all of which must be there."""
+    return [
+        StoredRecord(keys.sequence_of(key), cast(LogRecord, _decoded(snapshot, "log", key, frame, Record)))
+        for key, frame in _log_rows(snapshot, session_id, first, behind)
+    ]
+
+
+def _log_rows(snapshot: Snapshot, session_id: str, first: int, behind: int) -> Rows:
     rows = snapshot.log_rows(keys.session_prefix(session_id), first, behind)
     if len(rows) != behind - first:
         there = {keys.sequence_of(key) for key, _ in rows}
         missing = next(sequence for sequence in range(first, behind) if sequence not in there)
         raise _missing(session_id, missing, f"record {missing} is missing")
-    return [
-        StoredRecord(keys.sequence_of(key), cast(LogRecord, _decoded(snapshot, "log", key, frame, Record)))
-        for key, frame in rows
-    ]
+    return rows
 
 
 def stored_head(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> tuple[SessionHead | None, int]:
@@ -166,12 +171,20 @@ def runs(snapshot: Snapshot, after: str | None, limit: int, set_aside: SetAside)
     return found
 
 
-def unfinished(snapshot: Snapshot, set_aside: SetAside) -> list[RunEntry]:
-    """Entries of runs that have not ended, in admission order."""
-    rows = [(key, snapshot.get("runs", key) or b"") for key, _ in snapshot.rows("unfinished")]
+def unfinished(snapshot: Snapshot, session_id: str | None, set_aside: SetAside) -> list[RunEntry]:
+    """Entries of runs that have not ended, in admission order: all of them, or those of one session."""
+    rows = [(key, snapshot.get("runs", key) or b"") for key in _unfinished_keys(snapshot, session_id)]
     entries = _readable(snapshot, "runs", rows, RunEntry, set_aside)
     entries.sort(key=lambda entry: (entry.order, entry.run_id))
     return entries
+
+
+def _unfinished_keys(snapshot: Snapshot, session_id: str | None) -> list[bytes]:
+    if session_id is None:
+        return [key for key, _ in snapshot.rows("unfinished")]
+    prefix = keys.session_prefix(session_id)
+    runs = [key[len(prefix) :] for key, _ in snapshot.session_rows("session_runs", prefix)]
+    return [key for key in runs if snapshot.get("unfinished", key) is not None]
 
 
 def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
@@ -190,6 +203,34 @@ def checkpoints(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> lis
     found = _readable(snapshot, "checkpoints", rows, SessionCheckpoint, set_aside)
     found.sort(key=lambda one: (one.log_position, one.created_at))
     return found
+
+
+def checkpoint(snapshot: Snapshot, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+    """One of a session's checkpoints."""
+    key = keys.name_key(keys.session_prefix(session_id), checkpoint_id, "checkpoint id")
+    frame = snapshot.get("checkpoints", key)
+    return None if frame is None else _decoded(snapshot, "checkpoints", key, frame, SessionCheckpoint)
+
+
+def copied_log(snapshot: Snapshot, source: str, target: str, behind: int) -> Rows:
+    """The records of a session's log with sequence < `behind`, as another session's log would hold them.
+
+    Raises:
+        DamagedRecordError: one of them is missing, or fails its checksum.
+        UsageError: the log ends before that.
+    """
+    prefix = keys.session_prefix(target)
+    end = snapshot.last_sequence(keys.session_prefix(source)) + 1
+    if end < behind:
+        raise UsageError(f"session {source!r} has {end} records, {behind} of them were to be copied")
+    copies = []
+    for sequence, (key, row) in enumerate(_log_rows(snapshot, source, 0, behind)):
+        new_key = prefix + keys.pack_sequence(sequence)
+        try:
+            copies.append((new_key, moved(key, chunks.whole(snapshot, "log", key, row), new_key)))
+        except DamagedRecordError as error:
+            raise located(error, "log", key, snapshot.newest_release()) from error
+    return copies
 
 
 def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:

@@ -233,8 +233,11 @@ class Store(Protocol):
         """
         ...
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
-        """The entries of all runs that have not ended, in admission order. What cannot be read is left out."""
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
+        """The entries of runs that have not ended, in admission order: all of them, or those of one session.
+
+        What cannot be read is left out.
+        """
         ...
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
@@ -247,6 +250,31 @@ class Store(Protocol):
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints, oldest log position first. What cannot be read is left out."""
+        ...
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints.
+
+        Raises:
+            InvalidIdentifierError: the checkpoint's id cannot be a key.
+            DamagedRecordError: it fails its checksum or does not decode.
+        """
+        ...
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's, frame by frame.
+
+        Nothing is written before the batch is committed, behind ``Fence(-1)``.
+
+        Args:
+            source: whose log.
+            batch: of another session.
+            through: the sequence of the last record to copy.
+
+        Raises:
+            DamagedRecordError: one of the records fails its checksum. The batch is as it was.
+            UsageError: the log ends before that, or the batch appends records already, or is not from this store.
+        """
         ...
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 from zlib import crc32
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError
-from callboard_protocol.records import LogRecord, Record, RunBegan
+from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED
 from callboard_storage import chunks, keys
@@ -207,10 +207,10 @@ class Walk:
         at = cast(int, entry.began_sequence)
         rows = self._snapshot.log_rows(session + b"\0", at, at + 1)
         try:
-            first = chunks.read(self._snapshot, "log", *rows[0], RunBegan) if rows else None
+            first = chunks.read(self._snapshot, "log", *rows[0], Record) if rows else None
         except DamagedRecordError:
             return  # told with the log
-        if first is None or first.run_id != entry.run_id:
+        if not isinstance(first, RunBegan | SessionRewound) or first.run_id != entry.run_id:
             self._wrong("runs", key, f"began at sequence {at}, where its first record is not", session)
 
     def _check_unfinished(self, key: bytes, value: bytes) -> None:

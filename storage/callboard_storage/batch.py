@@ -5,15 +5,9 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 
 from callboard_protocol.errors import UsageError
-from callboard_protocol.records import (
-    IntentRecorded,
-    LogRecord,
-    ReservationRecorded,
-    RunBegan,
-    StepCompleted,
-)
+from callboard_protocol.records import IntentRecorded, LogRecord, ReservationRecorded, RunBegan, RunResumed
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_protocol.states import UNFINISHED
+from callboard_protocol.states import UNFINISHED, RunState
 from callboard_storage import keys
 from callboard_storage.codec import encode
 
@@ -25,7 +19,8 @@ TABLES: Final[tuple[Table, ...]] = ("heads", "checkpoints", "memory", "runs", "s
 Change: TypeAlias = tuple[Table, bytes, bytes | None]
 """A table, a key, and what it is to hold; None removes the key."""
 
-_GROWING = (StepCompleted, IntentRecorded, ReservationRecorded, RunBegan)
+_BEGINNINGS = (RunBegan, RunResumed, IntentRecorded, ReservationRecorded)
+"""Records of what is about to happen. Nothing has yet, so it can wait for room."""
 
 
 class FrameBatch:
@@ -42,13 +37,13 @@ class FrameBatch:
         log_size: bytes of those frames.
         prefix: what the session's keys begin with.
         size: encoded bytes so far.
-        grows: whether it starts or continues work, which a full store refuses; what ends work it still takes.
+        begins_work: whether it begins something that can wait, rather than keep what has happened.
 
     Raises:
         InvalidIdentifierError: the session id cannot be stored.
     """
 
-    __slots__ = ("changes", "first", "grows", "last", "log", "log_size", "prefix", "session_id", "size")
+    __slots__ = ("begins_work", "changes", "first", "last", "log", "log_size", "prefix", "session_id", "size")
 
     def __init__(self, session_id: str) -> None:
         self.prefix = keys.session_prefix(session_id)
@@ -59,7 +54,7 @@ class FrameBatch:
         self.last = -1
         self.size = 0
         self.log_size = 0
-        self.grows = False
+        self.begins_work = False
 
     def append(self, sequence: int, record: LogRecord) -> None:
         """Append a record at `sequence`.
@@ -78,8 +73,8 @@ class FrameBatch:
         self.last = sequence
         self.log_size += len(frame)
         self.size += len(key) + len(frame)
-        if not self.grows and isinstance(record, _GROWING):
-            self.grows = True
+        if isinstance(record, _BEGINNINGS):
+            self.begins_work = True
 
     def put_head(self, head: SessionHead) -> None:
         """Write where the session stands."""
@@ -91,6 +86,8 @@ class FrameBatch:
         """Write a run's entry, and whether it is unfinished."""
         self._check_session(entry.session_id)
         key = keys.run_key(entry.run_id)
+        if entry.state == RunState.QUEUED:
+            self.begins_work = True
         self._change("runs", key, encode(key, entry))
         self._change("unfinished", key, b"" if entry.state in UNFINISHED else None)
         self._change("session_runs", keys.name_key(self.prefix, entry.run_id, "run id"), b"")

@@ -143,12 +143,17 @@ class Room:
             return self._error(f"there is no room for {batch.size} bytes more")
         return None
 
+    def described(self) -> str:
+        """What was measured last, in words."""
+        space = self._space or Space(0, 0)
+        quota = "" if self._max_bytes is None else f" of {self._max_bytes} (max_bytes)"
+        disk = f", and {space.left} are left to write" if space.left < self._min_free_bytes else ""
+        return f"the store holds {space.used} bytes{quota}{disk}"
+
     def _error(self, consequence: str) -> StoreFullError:
         space = self._space or Space(0, 0)
-        quota = "no quota" if self._max_bytes is None else f"a quota of {self._max_bytes}"
         return StoreFullError(
-            f"{consequence}: the store holds {space.used} bytes and has {quota}, {space.left} bytes are left to write "
-            f"and {self._min_free_bytes} of them are kept free",
+            f"{consequence}: {self.described()}",
             context={"used": space.used, "max_bytes": self._max_bytes, "left": space.left},
         )
 

@@ -69,6 +69,7 @@ class StoreWriter(pykka.ThreadingActor):
         self._refusals = refusals
         self._room = room
         self._ballast = ballast
+        self._is_known_full = False
         self._ends: dict[str, int] = {}
         self._last_transaction = 0
         self._readers_checked = time.monotonic()
@@ -255,8 +256,12 @@ class StoreWriter(pykka.ThreadingActor):
             space = self._environment.space()
         except (StoreError, OSError) as error:
             logger.warning("the room that is left cannot be measured: %s", error)
-        else:
-            self._room.measured(space, time.monotonic())
+            return
+        self._room.measured(space, time.monotonic())
+        if self._room.has_room == self._is_known_full:
+            self._is_known_full = not self._room.has_room
+            what = "nothing begins before there is room again" if self._is_known_full else "there is room again"
+            logger.warning("%s: %s", what, self._room.described())
 
     def _as_ours(self, failure: Exception) -> CallboardError:
         if isinstance(failure, LmdbEnvironment.Error):

@@ -299,6 +299,7 @@ class Runs:
 
     def __init__(self, directory: Directory) -> None:
         self._store = directory.store
+        self._held = directory.held
 
     async def list(self, *, state: RunState | str | None = None) -> Sequence[RunEntry]:
         """Runs in the order of their ids. One whose entry cannot be read is left out; `runtime.health()` names it.
@@ -323,13 +324,13 @@ class Runs:
         while True:
             page = await self._store.list_runs(after=after, limit=_PAGE)
             for entry in page:
-                yield entry
+                yield self._shown(entry)
             if len(page) < _PAGE:
                 return
             after = page[-1].run_id
 
     async def get(self, run_id: str) -> RunEntry:
-        """A run as it stands on disk.
+        """A run as it stands on disk; one that waits for room, which nothing on disk can say, is shown as suspended.
 
         Raises:
             UnknownRunError: there is no such run.
@@ -339,7 +340,11 @@ class Runs:
         entry = await self._store.read_run(check_identifier(run_id, "run id"))
         if entry is None:
             raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
-        return entry
+        return self._shown(entry)
+
+    def _shown(self, entry: RunEntry) -> RunEntry:
+        hold = self._held.get(entry.run_id)
+        return entry if hold is None else hold.shown(entry)
 
     async def steps(self, run_id: str) -> Sequence[StepCompleted]:
         """A run's completed steps, in the order they completed.

@@ -40,6 +40,7 @@ from callboard_protocol.errors import (
     PoisonousRunError,
     StepTimeoutError,
     StoreError,
+    StoreFullError,
     UnpersistableValueError,
 )
 from callboard_protocol.failures import describe
@@ -98,6 +99,8 @@ class RunAttempt:
         except StoreError as error:
             return self._unwritten(error)
         finally:
+            if self._run is not None:
+                self._run.hold.close()
             if self._session.is_alive():
                 self._session.tell(CloseRun(run_id=self._ticket.run_id))
 
@@ -138,7 +141,7 @@ class RunAttempt:
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
         state = SessionState(state_type, opened.state)
         before = max((getattr(stored.record, "running", 0.0) for stored in opened.own), default=0.0)
-        run = LiveRun(ticket, self._agent, journal, self._directory, state, before)
+        run = LiveRun(ticket, self._agent, journal, self._session, self._directory, state, before)
         for stored in opened.own:
             run.meter.count(stored.record)
         self._run, self._has_begun = run, journal.began is not None
@@ -178,6 +181,8 @@ class RunAttempt:
         loop = asyncio.get_running_loop()
 
         def out_of_time(step: str) -> None:
+            if self._ticket.hold is not None and self._ticket.hold.is_suspended:
+                return  # what takes so long is the store's want of room
             error = StepTimeoutError(
                 f"run {self._ticket.run_id}: step {step} ran past the agent's step_timeout of {limit:g} s",
                 context={"step": step, "step_timeout": limit},
@@ -215,7 +220,9 @@ class RunAttempt:
             entry = moved(entry, RunInput.START, attempts=first.attempt, strikes=first.strikes)
             run.attempt = first.attempt
         try:
-            await journal.append(*markers, first, run=entry if ticket.request.durable else None)
+            # A run that nobody has been told of yet is refused, not held.
+            may_wait = ticket.accepted.done()
+            await journal.append(*markers, first, run=entry if ticket.request.durable else None, may_wait=may_wait)
         except asyncio.CancelledError:
             # The journal lets a cancellation pass only once the record is on disk.
             ticket.entry, self._has_begun = entry, True
@@ -315,9 +322,21 @@ class RunAttempt:
             return await self._stopped(error)
         if isinstance(error, DamagedRecordError) and self._is_own(error) and self._ticket.request.durable:
             return await self._set_aside(error)
+        if isinstance(error, StoreFullError) and self._ticket.stop is not None:
+            return await self._gave_up(error, self._ticket.stop)
         if isinstance(error, StoreError):
             return self._unwritten(error)
         return await self._ended("failed", error=error)
+
+    async def _gave_up(self, error: StoreFullError, stop: StopRun) -> RunResult[Any]:
+        """The run was stopped while it waited for room, and lets go of what it held."""
+        if stop.stop_reason == "interrupted":
+            return self._unwritten(error)
+        # Only beginnings are let go of then. What they said never came about, so the run ends as the log has it.
+        if self._run is not None:
+            self._run.hold.close()
+            self._run = None
+        return await self._stopped(stop)
 
     async def _stopped(self, stop: StopRun) -> RunResult[Any]:
         if stop.stop_reason == "suspended":
@@ -447,7 +466,7 @@ class RunAttempt:
         ticket = self._ticket
         if ticket.request.durable and ticket.entry.state == RunState.RUNNING and self._run is not None:
             entry = moved(ticket.entry, RunInput.INTERRUPT)
-            await self._run.journal.append(run=entry)
+            await self._run.journal.append(run=entry, may_wait=False)
             ticket.entry = entry
         return self._result("interrupted")
 
@@ -462,7 +481,9 @@ class RunAttempt:
         """The store refused: nothing more is written, and what is on disk stands."""
         if not error.hint:
             error.hint = _STORE_FAILED
-        return self._result("failed", error)
+        self._ticket.accept(error)
+        # Where only room was missing, a later start carries the run on.
+        return self._result("interrupted" if isinstance(error, StoreFullError) else "failed", error)
 
     def _result(self, stop_reason: StopReason, error: BaseException | None = None) -> RunResult[Any]:
         ticket = self._ticket

@@ -107,11 +107,12 @@ class Runtime:
 
         Raises:
             StoreOpenError: the directory cannot be opened; the error says what to do.
-            UsageError: it is open already.
+            UsageError: it is open already, or `limits` bound a store that was made with limits of its own.
         """
         if self._system is not None or self._is_starting:
             raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
-        store = open_store(self._location)
+        limits = self._limits
+        store = open_store(self._location, max_bytes=limits.max_store_bytes, min_free_bytes=limits.min_free_bytes)
         self._is_starting = True
         try:
             await store.open()
@@ -127,7 +128,7 @@ class Runtime:
             system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
             system.supervise(ChildSpec(GATEWAY, ModelGateway))
             system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
-            agents, limits = self.agents.by_id, self._limits
+            agents = self.agents.by_id
             system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
             if self._recover:
                 await directory.supervisor.ask(RecoverRuns(), timeout=None)

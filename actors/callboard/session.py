@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from callboard.checkpoints import fold_at, rewind_marker
+from callboard.commit_line import CommitLine
 from callboard.kernel import Actor, LoopFuture, handles
-from callboard_protocol.commands import AppendRecords, CloseRun, OpenSession, SaveCheckpoint, SettleAppends
-from callboard_protocol.errors import CallboardError, FencedError, UnknownSessionError
+from callboard_protocol.commands import (
+    AppendRecords,
+    CloseRun,
+    GiveUpHeld,
+    OpenSession,
+    SaveCheckpoint,
+    SettleAppends,
+)
+from callboard_protocol.errors import FencedError, UnknownSessionError
 from callboard_protocol.messages import Message
 from callboard_protocol.records import SessionRewound, StepCompleted
 from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import HeadFold, MemoryEntry, SessionCheckpoint, SessionHead
 from callboard_storage.committing import commit
 from callboard_storage.store import Batch, Fence, Store, StoredRecord
-
-AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class OpenedSession:
     rewind: SessionRewound | None = None
 
 
-class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheckpoint | CloseRun]):
+class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppends | SaveCheckpoint | CloseRun]):
     """Owns a session's log, head and state. It keeps nothing of a run once that has ended, so that an idle session
     costs little.
 
@@ -60,7 +65,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._fold: HeadFold | None = None
         self._state: Any = None
         self._state_behind_rewind: Any = None
-        self._last_commit: LoopFuture[Any] | None = None
+        self._line = CommitLine(store, self._lose_track)
 
     @handles
     async def open(self, message: OpenSession) -> OpenedSession:
@@ -97,9 +102,12 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         Raises:
             UnpersistableValueError: a value cannot be stored; nothing was appended.
             FencedError: the session has not been opened, or was refused since.
+            StoreFullError: what came before was given up.
         """
         fold = self._fold
         if fold is None:
+            if self._line.given_up is not None:
+                raise self._line.given_up.fresh()
             raise FencedError(f"session {self._session_id!r} is not open for appending")
         batch = self._store.batch(self._session_id)
         records = message.records
@@ -125,12 +133,17 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
             batch.put_head(fold.head())
         if message.checkpoint is not None:
             batch.put_checkpoint(self._stands(message.checkpoint, fold))
-        return self._commit(batch, Fence(first - 1), first)
+        return self._line.commit(batch, Fence(first - 1), first, message.hold)
+
+    @handles
+    def give_up(self, message: GiveUpHeld) -> None:
+        """Lets go of what waits for room."""
+        self._line.give_up()
 
     @handles
     def settle(self, message: SettleAppends) -> LoopFuture[Any] | None:
         """Answers once the last commit has been answered."""
-        return self._last_commit
+        return self._line.last
 
     @handles(concurrent=True)
     async def save_checkpoint(self, message: SaveCheckpoint) -> SessionCheckpoint:
@@ -155,7 +168,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         """Lets go of what only the run needed; the next run reads it anew."""
         self._fold = None
         self._state = self._state_behind_rewind = None
-        self._last_commit = None
+        self._line.close()
 
     def _stands(self, checkpoint: SessionCheckpoint, fold: HeadFold) -> SessionCheckpoint:
         return checkpoint.model_copy(
@@ -168,21 +181,9 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
             }
         )
 
-    def _commit(self, batch: Batch, fence: Fence | None, answer: AnswerT) -> LoopFuture[AnswerT]:
-        loop = asyncio.get_running_loop()
-        acknowledged: LoopFuture[AnswerT] = LoopFuture()
-
-        def acknowledge(error: CallboardError | None) -> None:
-            if error is None:
-                acknowledged.set_result(answer)
-            else:
-                # What this actor believes no longer holds: it appends nothing more until it has read the log again.
-                self._fold = None
-                acknowledged.set_exception(error)
-
-        self._last_commit = acknowledged
-        self._store.commit(batch, fence, loop, acknowledge)
-        return acknowledged
+    def _lose_track(self) -> None:
+        """What this actor believes no longer holds: it appends nothing more until it has read the log again."""
+        self._fold = None
 
     def _follow(self, before: SessionFold, records: Sequence[StoredRecord]) -> None:
         """Stand where the log ends: behind `before`, and the records of the run that go on from there."""

@@ -18,6 +18,7 @@ from callboard.entries import ended_early, interrupted, moved, request_digest, r
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.results import read_result
+from callboard.room import room_in
 from callboard.stops import StopRun
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
@@ -48,6 +49,7 @@ from callboard_protocol.errors import (
     RuntimeBusyError,
     RuntimeClosedError,
     SessionHeldByAncestorError,
+    StoreFullError,
 )
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
@@ -106,6 +108,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._stopped = 0
         self._recovered = 0
         self._draining: asyncio.Future[None] | None = None
+        self._looking_for_room: asyncio.Task[None] | None = None
         directory.describe = self._describe
 
     # ---- taking runs in
@@ -146,14 +149,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if request.resume_from_checkpoint is not None:
                 # Whatever comes of the session until its turn comes, its log keeps what the checkpoint stands for.
                 await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
+            await self._refuse_without_room(request)
             self._enqueue(ticket)
             if ticket.task is None and request.durable:
-                # Nothing of it is on disk until its turn comes, unless it is written now.
-                await write_entry(self._store, ticket.entry)
-                ticket.accept()
-                self._publish(
-                    ticket, "run.queued", {"reason": "slot" if self._admission.free_slots <= 0 else "session"}
-                )
+                await self._write_down(ticket)
             elif not request.durable:
                 ticket.accept()
             await asyncio.shield(ticket.accepted)
@@ -173,6 +172,17 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 self._forget(ticket, problem)
             raise
         return ticket
+
+    async def _write_down(self, ticket: RunTicket) -> None:
+        """Write a run that waits: nothing of it is on disk until its turn comes."""
+        try:
+            await write_entry(self._store, ticket.entry)
+        except StoreFullError:
+            if ticket.task is None:
+                raise
+            return  # it began meanwhile, and is taken in or refused by its own first record
+        ticket.accept()
+        self._publish(ticket, "run.queued", {"reason": "slot" if self._admission.free_slots <= 0 else "session"})
 
     async def _submitted_before(self, ticket: RunTicket, stored: RunEntry) -> RunTicket:
         """The ticket of a run that the store knows already."""
@@ -203,6 +213,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 f"{queued} runs are waiting for session {request.session_id!r} "
                 f"(max_queued_per_session={limits.max_queued_per_session})"
             )
+
+    async def _refuse_without_room(self, request: RunRequest) -> None:
+        if not self._store.has_room and not await self._store.find_room():
+            raise StoreFullError(f"run {request.run_id!r} was not taken in: the store has no room for new work")
 
     def _next_order(self) -> int:
         self._last_order = max(self._last_order + 1, time.time_ns())
@@ -303,9 +317,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admit()
 
     def _admit(self) -> None:
-        if self._draining is not None:
-            return
-        while (run_id := self._admission.admit()) is not None:
+        has_room = self._store.has_room
+        while (run_id := self._admission.admit(begins=has_room and self._draining is None)) is not None:
             back = self._waiting_for_slot.pop(run_id, None)
             ticket = self._tickets[run_id]
             ticket.has_slot = True
@@ -313,6 +326,14 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 back.set_result(None)
                 continue
             self._put_to_work(ticket)
+        if not has_room and self._admission.queued and self._draining is None and self._looking_for_room is None:
+            self._looking_for_room = asyncio.get_running_loop().create_task(self._admit_when_there_is_room())
+
+    async def _admit_when_there_is_room(self) -> None:
+        """What waits in the queue begins once there is room for what comes of it."""
+        await room_in(self._store)
+        self._looking_for_room = None
+        self._admit()
 
     def _put_to_work(self, ticket: RunTicket) -> None:
         self._running += 1
@@ -420,6 +441,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._budgets.settle(message)
 
     def _out_of_time(self, ticket: RunTicket) -> None:
+        waited = 0.0 if ticket.hold is None else ticket.hold.take_waited()
+        if waited:
+            ticket.deadline = asyncio.get_running_loop().call_later(waited, self._out_of_time, ticket)
+            return
         error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
         ticket.stop_with(StopRun("budget_exhausted", error))
 
@@ -436,6 +461,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = StopRun("cancelled", error)
         if ticket.task is not None:
+            if ticket.stop is not None and ticket.is_held and not ticket.result.done():
+                return False  # it has come to its end, which waits to be written
             ticket.stop_with(stop)
             await asyncio.wait([ticket.result])
             if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
@@ -467,6 +494,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         loop = asyncio.get_running_loop()
         draining = self._draining = loop.create_future()
         self._sessions.close()
+        self._look_no_more()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 # Nobody in this process hears of it again; on disk it keeps its place in the queue.
@@ -478,9 +506,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
         draining.add_done_callback(lambda _: timer.cancel())
         return draining
 
+    def _look_no_more(self) -> None:
+        if self._looking_for_room is not None:
+            self._looking_for_room.cancel()
+
     def _interrupt_all(self) -> None:
         for ticket in list(self._tickets.values()):
-            ticket.stop_with(StopRun("interrupted"))
+            ticket.interrupt()
 
     def on_failure(
         self,
@@ -489,6 +521,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         traceback: TracebackType | None,
     ) -> None:
         """Stops every attempt: the supervisor that follows reads from the store what is to be carried on."""
+        self._look_no_more()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -532,10 +565,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     def _describe(self) -> RuntimeStats:
         states = [ticket.entry.state for ticket in self._tickets.values()]
+        held = len(self._directory.held)
         return RuntimeStats(
-            running=self._running,
+            running=self._running - held,
             queued=self._admission.queued,
-            suspended=states.count(RunState.SUSPENDED),
+            suspended=states.count(RunState.SUSPENDED) + held,
             parked=states.count(RunState.PARKED),
             active_sessions=len(self._sessions),
             free_slots=self._admission.free_slots,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
 from callboard.models.base import Model
@@ -11,6 +11,9 @@ from callboard.stops import StopRun
 from callboard_protocol.errors import DamagedRecordError
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry
+
+if TYPE_CHECKING:
+    from callboard.storage_hold import StorageHold
 
 
 class RunTicket:
@@ -32,6 +35,8 @@ class RunTicket:
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
         unreadable: why its session cannot be read; None while it can.
+        hold: how its attempt waits for room in the store; None where it never has.
+        may_be_held: whether it may still wait for that.
     """
 
     __slots__ = (
@@ -42,7 +47,9 @@ class RunTicket:
         "deps",
         "entry",
         "has_slot",
+        "hold",
         "is_at_work",
+        "may_be_held",
         "model",
         "reason",
         "result",
@@ -77,6 +84,8 @@ class RunTicket:
         self.is_at_work = False
         self.deadline: asyncio.TimerHandle | None = None
         self.unreadable: DamagedRecordError | None = None
+        self.hold: StorageHold | None = None
+        self.may_be_held = True
 
     @property
     def request(self) -> RunRequest:
@@ -98,8 +107,20 @@ class RunTicket:
         if self.task is not None and self.stop is None:
             self.stop = stop
             # A task that is cancelled before its first turn never runs; the attempt looks at `stop` when it begins.
-            if self.is_at_work:
+            if self.is_at_work and (self.hold is None or not self.hold.is_suspended or self.hold.stop()):
                 self.task.cancel()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its attempt waits for room in the store."""
+        return self.hold is not None and self.hold.is_suspended
+
+    def interrupt(self) -> None:
+        """Leave the run to a later start, now: what it holds for want of room is given up."""
+        self.may_be_held = False
+        self.stop_with(StopRun("interrupted"))
+        if self.hold is not None and self.hold.is_suspended:
+            self.hold.give_up()
 
     def accept(self, problem: BaseException | None = None) -> None:
         """The run is on disk, or was refused; only the first answer counts."""

@@ -375,12 +375,24 @@ class AppendRecords(Request[int]):
         run: the run's entry, where it changed.
         memory: entries of the session's memory that changed; a value of None removes the entry.
         checkpoint: a `SessionCheckpoint` to keep, of which the session fills in where it stands after these records.
+        hold: told where the records have to wait for room in the store; they are refused instead where None.
     """
 
     records: Live[Sequence[Any]]
     run: Live[Any] = None
     memory: Live[Sequence[Any]] = ()
     checkpoint: Live[Any] = None
+    hold: Live[Any] = None
+
+
+class GiveUpHeld(Command):
+    """Let go of the records that wait for room in the store; whoever appended them is told that they are not on disk.
+
+    Attributes:
+        run_id: the run that wrote them.
+    """
+
+    run_id: str
 
 
 class SettleAppends(Request[None]):

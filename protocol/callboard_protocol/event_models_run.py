@@ -117,10 +117,11 @@ class RunCancelled(RecordedEvent, frozen=True):
 
 
 class RunSuspended(RecordedEvent, frozen=True):
-    """The run waits for what may outlast this process, such as a decision, and holds no slot meanwhile.
+    """The run waits, and holds no slot meanwhile: for what may outlast this process, such as a decision, or for room in
+    the store, which no record can say; `sequence` is None then.
 
     Attributes:
-        pending: the calls to decide.
+        pending: the calls to decide, or that there is no room.
         wake_at: when it goes on by itself, in UTC; None where nothing but an answer wakes it.
     """
 
@@ -196,12 +197,12 @@ class RunResumeAttempted(RecordedEvent, frozen=True):
 
 
 class RunResumeSucceeded(RunEvent, frozen=True):
-    """Every recorded step was replayed; what follows is new.
+    """The run goes on: every recorded step was replayed, or what the store had no room for is on disk.
 
     Attributes:
         attempt: which attempt of the run.
         replayed_steps: how many steps were taken from their records.
-        duration: seconds the replay took.
+        duration: seconds the replay took, or the wait.
     """
 
     name: Literal["run.resume_succeeded"] = "run.resume_succeeded"

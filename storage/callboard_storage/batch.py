@@ -8,15 +8,9 @@ from typing import Final, Literal, TypeAlias
 
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UsageError
-from callboard_protocol.records import (
-    IntentRecorded,
-    LogRecord,
-    ReservationRecorded,
-    RunBegan,
-    StepCompleted,
-)
+from callboard_protocol.records import IntentRecorded, LogRecord, ReservationRecorded, RunBegan, RunResumed
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_protocol.states import UNFINISHED
+from callboard_protocol.states import UNFINISHED, RunState
 from callboard_storage import keys
 from callboard_storage.chunks import LARGEST_IN_ROW
 from callboard_storage.codec import OVERHEAD, pack, parted, seal
@@ -29,7 +23,8 @@ TABLES: Final[tuple[Table, ...]] = ("heads", "checkpoints", "memory", "runs", "s
 Change: TypeAlias = tuple[Table, bytes, bytes | None]
 """A table, a key, and what it is to hold; None removes the key."""
 
-_GROWING = (StepCompleted, IntentRecorded, ReservationRecorded, RunBegan)
+_BEGINNINGS = (RunBegan, RunResumed, IntentRecorded, ReservationRecorded)
+"""Records of what is about to happen. Nothing has yet, so it can wait for room."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,13 +66,13 @@ class FrameBatch:
         log_size: bytes of its records' frames.
         prefix: what the session's keys begin with.
         size: encoded bytes so far.
-        grows: whether it starts or continues work, which a full store refuses; what ends work it still takes.
+        begins_work: whether it begins something that can wait, rather than keep what has happened.
 
     Raises:
         InvalidIdentifierError: the session id cannot be stored.
     """
 
-    __slots__ = ("changes", "first", "grows", "large", "last", "log", "log_size", "prefix", "session_id", "size")
+    __slots__ = ("begins_work", "changes", "first", "large", "last", "log", "log_size", "prefix", "session_id", "size")
 
     def __init__(self, session_id: str) -> None:
         self.prefix = keys.session_prefix(session_id)
@@ -89,7 +84,7 @@ class FrameBatch:
         self.last = -1
         self.size = 0
         self.log_size = 0
-        self.grows = False
+        self.begins_work = False
 
     def append(self, sequence: int, record: LogRecord) -> None:
         """Append a record at `sequence`.
@@ -108,8 +103,8 @@ class FrameBatch:
         self.last = sequence
         self.log_size += len(frame)
         self.size += len(key) + len(frame)
-        if not self.grows and isinstance(record, _GROWING):
-            self.grows = True
+        if isinstance(record, _BEGINNINGS):
+            self.begins_work = True
 
     def append_copied(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Append records that are encoded already: those of another session's log, under this one's keys.
@@ -132,7 +127,7 @@ class FrameBatch:
         self.first, self.last = 0, len(rows) - 1
         self.log_size = sum(len(frame) for _, frame in self.log)
         self.size += self.log_size + sum(len(key) for key, _ in rows)
-        self.grows = True
+        self.begins_work = True
 
     def put_head(self, head: SessionHead) -> None:
         """Write where the session stands."""
@@ -144,6 +139,8 @@ class FrameBatch:
         """Write a run's entry, and whether it is unfinished."""
         self._check_session(entry.session_id)
         key = keys.run_key(entry.run_id)
+        if entry.state == RunState.QUEUED:
+            self.begins_work = True
         self.change("runs", key, self._frame("runs", key, entry))
         self.change("unfinished", key, b"" if entry.state in UNFINISHED else None)
         self.change("session_runs", keys.name_key(self.prefix, entry.run_id, "run id"), b"")
@@ -166,7 +163,7 @@ class FrameBatch:
     def with_frames(self, frames: Sequence[bytes]) -> FrameBatch:
         """A copy with `frames`, whole ones or references, where `large` was."""
         twin = FrameBatch(self.session_id)
-        twin.first, twin.last, twin.grows = self.first, self.last, self.grows
+        twin.first, twin.last, twin.begins_work = self.first, self.last, self.begins_work
         twin.log = [*self.log]
         twin.changes = [*self.changes]
         for large, frame in zip(self.large, frames, strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import threading
@@ -32,6 +33,7 @@ from callboard_protocol.errors import (
 from callboard_storage import data_file, doors, keys
 from callboard_storage.batch import TABLES, Table
 from callboard_storage.reading import Rows, Snapshot
+from callboard_storage.room import DEFAULT_FREE_BYTES, Space
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +53,21 @@ MAX_READERS: Final = 2048
 _LOCK_FILE_BYTES = 4096 + MAX_READERS * 64
 """A header, and a slot per reader."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_ROOM_FOR_ONE_COMMIT = 16 * 1024 * 1024
+"""More than a group of batches takes up. With less than that left, a write that was cut short was so for want of room:
+LMDB reports it as an input/output error, as it does a failing disk."""
 
 
-def translated(error: lmdb.Error, doing: str) -> StoreError:
-    """An error of the engine as one of ours."""
-    if isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or _code(error) in _FULL:
+def translated(error: lmdb.Error, doing: str, left: float = math.inf) -> StoreError:
+    """An error of the engine as one of ours.
+
+    Args:
+        error: the engine's.
+        doing: what failed, in words.
+        left: bytes the data file could still grow by.
+    """
+    full = isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or _code(error) in _FULL
+    if full or (_code(error) == errno.EIO and left < _ROOM_FOR_ONE_COMMIT):
         return StoreFullError(f"{doing} failed, there is no room: {error}")
     return StoreError(f"{doing} failed: {error}", hint="see runtime.health(); check the disk")
 
@@ -272,15 +284,17 @@ class LmdbEnvironment:
     Args:
         directory: the real path of a directory that is ours alone; see `doors` and `locks`.
         map_size: bytes of address space; None tries 1 TiB and halves it down to 64 GiB.
+        min_free_bytes: what a new directory must have room for.
     """
 
     Error = lmdb.Error
 
-    def __init__(self, directory: Path, map_size: int | None = None) -> None:
+    def __init__(self, directory: Path, map_size: int | None = None, min_free_bytes: int = DEFAULT_FREE_BYTES) -> None:
         self.directory = directory
         self._map_size = map_size
         self._swap = threading.Lock()
         self._is_closed = False
+        doors.check_free_space(directory, doors.check_data_format(directory, DATA_FORMAT), min_free_bytes)
         self._opened = self._open()
 
     def read(self, work: Callable[[ReadTransaction], ResultT], is_short: bool = False) -> ResultT:
@@ -332,6 +346,17 @@ class LmdbEnvironment:
         """Free the reader slots of dead processes; returns how many there were."""
         return self._opened[0].reader_check()
 
+    def space(self) -> Space:
+        """How much the committed state holds, and how much could still be written."""
+        return self.read(self._space)
+
+    def growth(self) -> float:
+        """Bytes the data file could still grow by: what the disk, RLIMIT_FSIZE and the map allow."""
+        environment = self._opened[0]
+        info = environment.info()
+        size = (info["last_pgno"] + 1) * environment.stat()["psize"]
+        return max(0, min(doors.bytes_free(self.directory), doors.largest_file() - size, info["map_size"] - size))
+
     def bytes_on_disk(self) -> int:
         """The data file's size."""
         return (self.directory / doors.DATA_FILE).stat().st_size
@@ -342,9 +367,14 @@ class LmdbEnvironment:
             self._is_closed = True
             self._opened[0].close()
 
+    def _space(self, snapshot: ReadTransaction) -> Space:
+        environment = self._opened[0]
+        used = snapshot.bytes_used()
+        in_file = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        return Space(used, left=int(self.growth()) + max(0, in_file - used))
+
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)
-        doors.check_free_space(self.directory, is_new)
         if is_new:
             data_file.create(self.directory / doors.DATA_FILE, _write_empty)
         data_file.check(self.directory / doors.DATA_FILE)

@@ -18,6 +18,7 @@ from callboard_storage.data_directory import DataDirectory
 from callboard_storage.fencing import check_shape, own
 from callboard_storage.lmdb_environment import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.quarantine import Quarantine
+from callboard_storage.room import DEFAULT_FREE_BYTES, check_limits
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
@@ -42,12 +43,16 @@ class LmdbStore:
     Args:
         path: the directory; made if it is not there. Every store of a process on one directory shares it.
         map_size: bytes of address space to map; None tries 1 TiB and halves that down to 64 GiB.
-        max_bytes: how many bytes of live data it may hold; past that, commits that start or continue a run's work are
-            refused with `StoreFullError`, and those that end it are not. None is no limit.
         verify_first: have another process read everything before the directory is opened, and refuse one whose pages
             are damaged: LMDB trusts its pages, so one of them could end this process. Damaged records are only logged,
             as reading one is an error and no danger. Takes as long as `callboard store verify` does.
+        max_bytes: how many bytes of live data it may hold; None is no limit. Past three quarters of that (or 64 MiB
+            before it) commits that begin work are refused with `StoreFullError`: the rest is kept for outcomes.
+        min_free_bytes: how much must be left to write (on its disk, under RLIMIT_FSIZE, in the map) for work to begin.
         kind_of_file_system: tells a path's file system type; the system's own answer where None.
+
+    Raises:
+        UsageError: a limit is too small to work with.
     """
 
     def __init__(
@@ -57,12 +62,15 @@ class LmdbStore:
         map_size: int | None = None,
         max_bytes: int | None = None,
         verify_first: bool = False,
+        min_free_bytes: int = DEFAULT_FREE_BYTES,
         kind_of_file_system: Callable[[Path], str | None] | None = None,
     ) -> None:
+        check_limits(max_bytes, min_free_bytes)
         self._path = path
         self._map_size = map_size
         self._max_bytes = max_bytes
         self._verify_first = verify_first
+        self._min_free_bytes = min_free_bytes
         self._kind_of_file_system = kind_of_file_system
         self._directory: DataDirectory | None = None
         self._reader_check: asyncio.TimerHandle | None = None
@@ -86,6 +94,7 @@ class LmdbStore:
                 self._path,
                 map_size=self._map_size,
                 max_bytes=self._max_bytes,
+                min_free_bytes=self._min_free_bytes,
                 kind_of=self._kind_of_file_system,
             )
         )
@@ -117,6 +126,19 @@ class LmdbStore:
         self._quarantine.written(frames)
         upload = Upload(frames) if frames.large else None
         directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp, upload))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether work may begin, as the writer found it last."""
+        directory = self._directory
+        return directory is None or directory.room.has_room
+
+    async def find_room(self) -> bool:
+        """Have the writer look."""
+        directory = self._opened()
+        if not directory.room.has_room:
+            await self._operate(directory, "", _nothing)
+        return directory.room.has_room
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
@@ -202,25 +224,15 @@ class LmdbStore:
         """Remove a session."""
         directory = self._opened()
         prefix = keys.session_prefix(session_id)
-        loop = asyncio.get_running_loop()
-        deleted: asyncio.Future[Deletion] = loop.create_future()
         removed: list[Deletion] = []
 
         def work(transaction: WriteTransaction) -> int:
             removed.append(_delete(transaction, prefix))
             return removed[-1].total
 
-        def done(_: int, error: CallboardError | None) -> None:
-            if deleted.done():
-                return
-            if error is not None:
-                deleted.set_exception(error)
-            else:
-                self._quarantine.deleted(session_id, self._has_run)
-                deleted.set_result(removed[-1])
-
-        directory.queue.put(Operation(session_id, work, loop, done))
-        return await deleted
+        await self._operate(directory, session_id, work)
+        self._quarantine.deleted(session_id, self._has_run)
+        return removed[-1]
 
     async def figures(self) -> StoreFigures:
         """What it holds."""
@@ -241,6 +253,23 @@ class LmdbStore:
             )
 
         return await self._read_on_thread(count)
+
+    @staticmethod
+    async def _operate(directory: DataDirectory, session_id: str, work: Callable[[WriteTransaction], int]) -> None:
+        """Have the writer do something in a transaction of its own."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def done(_: int, error: CallboardError | None) -> None:
+            if ended.done():
+                return
+            if error is not None:
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+
+        directory.queue.put(Operation(session_id, work, loop, done))
+        await ended
 
     def _opened(self) -> DataDirectory:
         directory = self._directory
@@ -297,6 +326,10 @@ def _on_own_thread(work: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
 def _give_back(acquired: asyncio.Future[DataDirectory]) -> None:
     if not acquired.cancelled() and acquired.exception() is None:
         data_directory.release(acquired.result())
+
+
+def _nothing(_: WriteTransaction) -> int:
+    return 0
 
 
 def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:

@@ -8,7 +8,9 @@ rely on an answer that a disk cannot give.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -21,6 +23,7 @@ from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import Refusals, Verdict, check_shape, judge, own
 from callboard_storage.quarantine import Quarantine
 from callboard_storage.reading import Rows
+from callboard_storage.room import Room, Space, check_limits
 from callboard_storage.store import (
     Acknowledge,
     Batch,
@@ -132,10 +135,20 @@ class _Tables:
 
 
 class MemoryStore:
-    """A `Store` whose contents last as long as the object. It may be closed and opened again, and shared by loops."""
+    """A `Store` whose contents last as long as the object. It may be closed and opened again, and shared by loops.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: how many bytes of frames it may hold; None is no limit. Part of them is kept for outcomes.
+
+    Raises:
+        UsageError: `max_bytes` is too small to work with.
+    """
+
+    def __init__(self, *, max_bytes: int | None = None) -> None:
+        check_limits(max_bytes, None)
         self._tables = _Tables()
+        self._room = Room(max_bytes, 0)
+        self._is_bounded = max_bytes is not None
         self._refusals = Refusals()
         self._answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
         self._lock = threading.Lock()
@@ -143,6 +156,7 @@ class MemoryStore:
         self._commits = 0
         self._batches = 0
         self._quarantine = Quarantine()
+        self._measure()
 
     async def open(self) -> None:
         """Open it; nothing can fail."""
@@ -172,6 +186,15 @@ class MemoryStore:
                 answers = self._answers[loop] = []
                 self._schedule(loop)
             answers.append((frames.session_id, acknowledge, error))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether work may begin."""
+        return self._room.has_room
+
+    async def find_room(self) -> bool:
+        """The same: it is always up to date."""
+        return self._room.has_room
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
@@ -236,6 +259,7 @@ class MemoryStore:
             self._check_open()
             deletion = self._tables.delete_session(keys.session_prefix(session_id))
             self._quarantine.deleted(session_id, lambda run_id: keys.run_key(run_id) in self._tables.shared["runs"])
+            self._measure()
             return deletion
 
     async def figures(self) -> StoreFigures:
@@ -280,13 +304,23 @@ class MemoryStore:
                     return None
                 self._refusals.refuse(batch.session_id, verdict)
                 return verdict
+        full = self._room.refusal(batch) if self._is_bounded else None
+        if full is not None:
+            if fence is not None:
+                self._refusals.refuse(batch.session_id, full)
+            return full
         session.log += batch.log
         for table, key, value in batch.changes:
             self._tables.change(session, table, key, value)
         self._tables.bytes_used += batch.log_size
         self._commits += 1
         self._batches += 1
+        self._measure()
         return None
+
+    def _measure(self) -> None:
+        if self._is_bounded:
+            self._room.measured(Space(self._tables.bytes_used, left=sys.maxsize), time.monotonic())
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

@@ -133,6 +133,11 @@ class Batch(Protocol):
         """Encoded bytes so far."""
         ...
 
+    @property
+    def begins_work(self) -> bool:
+        """Whether it begins something, which can wait for room, rather than keep what has happened."""
+        ...
+
     def append(self, sequence: int, record: LogRecord) -> None:
         """Append a record to the session's log at `sequence`.
 
@@ -203,6 +208,19 @@ class Store(Protocol):
             UsageError: the batch appends records without a fence, or elsewhere than behind it, or is another store's.
             StoreClosedError: the store is not open. Nothing was taken.
         """
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether work may begin: a plain look at what was measured last, for everyone who is about to act.
+
+        Without room, batches that begin work (a run, an intent, an entry of the queue) are refused with
+        `StoreFullError`; what keeps an outcome, an ending or a decision is taken as long as there is any place for it.
+        """
+        ...
+
+    async def find_room(self) -> bool:
+        """`has_room`, measured anew where there was none."""
         ...
 
     async def read_head(self, session_id: str) -> SessionHead | None:

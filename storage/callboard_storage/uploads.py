@@ -33,10 +33,11 @@ class Upload:
         batch: a batch with large frames.
 
     Attributes:
+        written: bytes of it that were given to a transaction.
         has_leftovers: whether `discard` may have more to remove.
     """
 
-    __slots__ = ("_batch", "_left", "_references", "_steps", "has_leftovers")
+    __slots__ = ("_batch", "_left", "_references", "_steps", "has_leftovers", "written")
 
     def __init__(self, batch: FrameBatch) -> None:
         self._batch = batch
@@ -44,6 +45,7 @@ class Upload:
         self._left: Rows = []
         self._steps = self._work()
         self.has_leftovers = True
+        self.written = 0
 
     def step(self) -> Rows | None:
         """Do a little of the work; returns chunks to be written now, if any, and None once there is nothing left to do

@@ -16,13 +16,14 @@ from typing import Any, Self, TypeAlias, cast
 
 import pykka
 
-from callboard_protocol.errors import CallboardError, StoreError
+from callboard_protocol.errors import CallboardError, StoreError, StoreFullError
 from callboard_storage import chunks
 from callboard_storage.acknowledgements import Answer, deliver
+from callboard_storage.ballast import Ballast
 from callboard_storage.batch import Table
 from callboard_storage.fencing import Refusals, Verdict, judge
 from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction, translated
-from callboard_storage.quota import Quota
+from callboard_storage.room import Room
 from callboard_storage.store import Fence
 from callboard_storage.uploads import Rows, Upload
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
@@ -54,19 +55,22 @@ class StoreWriter(pykka.ThreadingActor):
         environment: where to write.
         queue: what to write.
         refusals: sessions that were refused and do not know it yet.
-        max_bytes: the quota on live bytes; None is none.
+        room: what it may still write; kept up to date here.
+        ballast: given up where a deletion needs its place.
     """
 
     use_daemon_thread = True
 
     def __init__(
-        self, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, max_bytes: int | None
+        self, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, room: Room, ballast: Ballast
     ) -> None:
         super().__init__()
         self._environment = environment
         self._queue = queue
         self._refusals = refusals
-        self._quota = Quota(max_bytes)
+        self._room = room
+        self._ballast = ballast
+        self._is_known_full = False
         self._ends: dict[str, int] = {}
         self._last_transaction = 0
         self._readers_checked = time.monotonic()
@@ -78,14 +82,14 @@ class StoreWriter(pykka.ThreadingActor):
 
     @classmethod
     def start_unregistered(
-        cls, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, max_bytes: int | None
+        cls, environment: LmdbEnvironment, queue: WriteQueue, refusals: Refusals, room: Room, ballast: Ballast
     ) -> pykka.ActorRef[Self]:
         """Start it outside pykka's registry.
 
         The registry's `stop_all` belongs to everyone, and a user who stops their own actors with it must not stop the
         one that every durable run waits for.
         """
-        reference = cls.start(environment, queue, refusals, max_bytes)
+        reference = cls.start(environment, queue, refusals, room, ballast)
         pykka.ActorRegistry.unregister(reference)
         return reference
 
@@ -122,6 +126,8 @@ class StoreWriter(pykka.ThreadingActor):
             self._refuse(group, error)
             return
         self._queue.batches += len(group)
+        if not self._room.has_room:
+            self._measure()  # a guess may have said so, and whoever is answered now acts on it
         for loop, of_loop in answers.items():
             _call(loop, deliver, loop, self._refusals, of_loop)
 
@@ -140,22 +146,32 @@ class StoreWriter(pykka.ThreadingActor):
                 self._refuse(commit, error)
 
     def _apply_chunks(self, transaction: WriteTransaction, commit: Commit, rows: Rows) -> None:
-        self._quota.measure(transaction)
-        error = self._quota.refusal(commit.batch)
+        if self._room.is_due(time.monotonic()):
+            self._measure()
+        upload = cast(Upload, commit.upload)
+        error = self._room.refusal(commit.batch, upload.written)
         if error is not None:
             raise error
-        self._quota.count(sum(len(frame) for _, frame in rows))
+        size = sum(len(frame) for _, frame in rows)
+        self._room.count(size)
+        upload.written += size
         transaction.write("blobs", rows)
 
     def _operate(self, operation: Operation) -> None:
         results: list[int] = []
         self._ends.clear()
-        self._quota.forget()
-        error = self._transact(lambda transaction: results.append(operation.work(transaction)))
+
+        def work(transaction: WriteTransaction) -> None:
+            results.append(operation.work(transaction))
+
+        error = self._transact(work)
+        if isinstance(error, StoreFullError) and self._ballast.drop():
+            error = self._transact(work)
+        self._look_for_room()
         if error is not None:
             self._refuse(operation, error)
         else:
-            _call(operation.loop, operation.done, results[0], None)
+            _call(operation.loop, operation.done, results[-1], None)
 
     def _refuse(self, work: list[Commit] | Commit | Operation, error: CallboardError) -> None:
         """Answer everything with the same error, a fresh instance for each receiver."""
@@ -186,11 +202,11 @@ class StoreWriter(pykka.ThreadingActor):
             transaction.commit()
         except Exception as failure:  # noqa: BLE001 - whatever it was, the group needs an answer
             self._ends.clear()
-            self._quota.forget()
+            self._room.forget()
             if transaction is not None:
                 transaction.abort()
             if transaction is None or not is_committing or not self._is_there_after_all(transaction.id):
-                return _as_ours(failure)
+                return self._as_ours(failure)
         self._last_transaction = transaction.id
         self._queue.commits += 1
         return None
@@ -198,7 +214,8 @@ class StoreWriter(pykka.ThreadingActor):
     def _apply(self, transaction: WriteTransaction, group: list[Commit], answers: _Answers) -> None:
         rows: Rows = []
         changes: dict[Table, dict[bytes, bytes | None]] = {}
-        self._quota.measure(transaction)
+        if self._room.is_due(time.monotonic()):
+            self._measure()
         for item in group:
             batch = item.batch
             verdict: Verdict | CallboardError = (
@@ -206,9 +223,9 @@ class StoreWriter(pykka.ThreadingActor):
             )
             error: CallboardError | None = None
             if verdict is Verdict.WRITE:
-                error = self._quota.refusal(batch)
+                error = self._room.refusal(batch)
                 if error is None:
-                    self._quota.count(batch.size)
+                    self._room.count(batch.size)
                     if batch.log:
                         rows += batch.log
                         self._ends[batch.session_id] = batch.last
@@ -221,6 +238,10 @@ class StoreWriter(pykka.ThreadingActor):
             answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
         if rows:
             transaction.write("log", rows)
+        self._change(transaction, changes)
+
+    @staticmethod
+    def _change(transaction: WriteTransaction, changes: dict[Table, dict[bytes, bytes | None]]) -> None:
         for table, values in changes.items():
             if table in chunks.HOLDING_TABLES:
                 for key, value in values.items():
@@ -261,6 +282,35 @@ class StoreWriter(pykka.ThreadingActor):
         logger.warning("a commit failed; opened anew, its transaction is %s disk", "on" if is_there else "not on")
         return is_there
 
+    def _look_for_room(self) -> None:
+        """Measure now, and set the ballast aside again once there is room for it."""
+        self._measure()
+        if self._room.has_room:
+            self._ballast.lay()
+
+    def _measure(self) -> None:
+        try:
+            space = self._environment.space()
+        except (StoreError, OSError) as error:
+            logger.warning("the room that is left cannot be measured: %s", error)
+            return
+        self._room.measured(space, time.monotonic())
+        if self._room.has_room == self._is_known_full:
+            self._is_known_full = not self._room.has_room
+            what = "nothing begins before there is room again" if self._is_known_full else "there is room again"
+            logger.warning("%s: %s", what, self._room.described())
+
+    def _as_ours(self, failure: Exception) -> CallboardError:
+        if isinstance(failure, LmdbEnvironment.Error):
+            error = translated(failure, "the commit", self._environment.growth())
+            if isinstance(error, StoreFullError):
+                self._room.failed(time.monotonic())
+            return error
+        if isinstance(failure, CallboardError):
+            return failure
+        logger.error("a transaction failed", exc_info=failure)
+        return StoreError(f"the writer failed: {failure!r}")
+
     def _check_readers(self) -> None:
         self._readers_checked = time.monotonic()
         try:
@@ -270,15 +320,6 @@ class StoreWriter(pykka.ThreadingActor):
         else:
             if freed:
                 logger.warning("freed %d reader slots of dead processes", freed)
-
-
-def _as_ours(failure: Exception) -> CallboardError:
-    if isinstance(failure, LmdbEnvironment.Error):
-        return translated(failure, "the commit")
-    if isinstance(failure, CallboardError):
-        return failure
-    logger.error("a transaction failed", exc_info=failure)
-    return StoreError(f"the writer failed: {failure!r}")
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:

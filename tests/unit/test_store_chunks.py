@@ -304,15 +304,15 @@ async def test_what_a_refused_batch_left_behind_is_found_and_overwritten_by_the_
         (lambda transaction, key, _: transaction.delete("blobs", key), "chunk 1 of its payload is missing"),
         (
             lambda transaction, key, frame: transaction.write("blobs", [(key, frame[:-1] + b"?")]),
-            "chunk 1 of its payload: .* fails its checksum",
+            "chunk 1 of its payload fails its checksum",
         ),
         (
             lambda transaction, key, frame: transaction.write("blobs", [(key, frame[:-1])]),
-            "chunk 1 of its payload: .* is not a frame of its stated length",
+            "chunk 1 of its payload is not a frame of its stated length",
         ),
         (
             lambda transaction, key, _: transaction.write("blobs", [(key, transaction.get("blobs", key[:-1] + b"\2"))]),
-            "chunk 1 of its payload: .* fails its checksum",
+            "chunk 1 of its payload fails its checksum",
         ),
     ],
     ids=["missing", "flipped", "cut short", "swapped"],

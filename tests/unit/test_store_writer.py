@@ -18,11 +18,12 @@ import pykka
 import pytest
 
 from callboard_protocol.errors import CallboardError, FencedError, StoreError, StoreFullError
-from callboard_protocol.records import RunEnded, StepCompleted
+from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_storage import lmdb_environment
 from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.room import MIB
 from callboard_storage.store import Fence
 from callboard_storage.write_queue import Operation
 from callboard_storage.writer import StoreWriter, Wake
@@ -434,22 +435,21 @@ async def test_a_cancelled_deletion_still_happens(store):
 # ---- the quota
 
 
-async def test_past_the_quota_work_is_refused_and_its_end_is_not(tmp_path):
-    store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE, max_bytes=600_000)
+async def test_at_the_quota_nothing_gets_in_but_a_deletion_and_then_there_is_room(tmp_path):
+    store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE, max_bytes=MIB)
     await store.open()
     try:
+        assert store.has_room
         sequence = 0
         while (error := await send(store, sequence, "x" * 5000)) is None:
             sequence += 1
         assert isinstance(error, StoreFullError)
-        assert 40 < sequence < 120
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        batch = store.batch("session")
-        batch.append(sequence, RunEnded(run_id="run", ordinal=sequence, at=1.0, stop_reason="failed"))
-        store.commit(batch, Fence(sequence - 1), loop, ended.set_result)
-        assert await ended is None
-        assert (await store.delete_session("session")).total == sequence + 1
+        assert 60 < sequence < 200
+        assert (await store.figures()).bytes_used <= MIB
+        assert not store.has_room
+        assert not await store.find_room()
+        assert (await store.delete_session("session")).total == sequence
+        assert store.has_room
         assert await send(store, 0, "x" * 5000) is None
     finally:
         await store.close()

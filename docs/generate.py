@@ -28,7 +28,7 @@ FAMILIES = (
     ("Memory", "memory."),
     ("Patterns", "pattern."),
     ("Delegation", "agent."),
-    ("The runtime", "runtime.", "config.", "actor.", "subscriber."),
+    ("The runtime", "runtime.", "config.", "actor.", "store.", "subscriber."),
 )
 
 

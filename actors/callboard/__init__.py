@@ -2,6 +2,7 @@
 
 from callboard.agents import Agent
 from callboard.context import ContextAssembler, FullContext, SlidingWindow
+from callboard.health import RuntimeHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.memories import WindowMemory
 from callboard.memory import Exchange, Memory
@@ -51,6 +52,7 @@ from callboard_protocol.errors import (
     RuntimeBusyError,
     RuntimeClosedError,
     ScriptExhaustedError,
+    SessionExistsError,
     SessionHeldByAncestorError,
     SessionLockedError,
     StepTimeoutError,
@@ -93,6 +95,7 @@ from callboard_protocol.runs import (
 from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Unknown
+from callboard_storage.store import Deletion, QuarantinedRecord
 
 __all__ = [
     "__version__",
@@ -177,10 +180,12 @@ __all__ = [
     "RunEntry",
     "SessionArtifact",
     "SessionCheckpoint",
+    "SessionExistsError",
     "SessionHead",
     "RunState",
     "Allow",
     "Decision",
+    "Deletion",
     "Deny",
     "Happened",
     "NotHappened",
@@ -200,6 +205,8 @@ __all__ = [
     "ScriptedModel",
     "Retry",
     "RunContext",
+    "QuarantinedRecord",
+    "RuntimeHealth",
     "RunHandle",
     "RunStream",
     "Runtime",

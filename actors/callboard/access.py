@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from callboard.agents import Agent
+from callboard.checkpoints import find_checkpoint, list_checkpoints
 from callboard.directory import Directory
+from callboard.forking import fork_session
 from callboard.history import Conversation
 from callboard.results import records_of
 from callboard_protocol.base import check_identifier
-from callboard_protocol.commands import AdoptAgent, CheckpointSession, DropAgent, ReleaseSession
+from callboard_protocol.commands import AdoptAgent, CheckpointSession, DropAgent, ReleaseSession, UseSessionAlone
 from callboard_protocol.errors import (
+    DamagedRecordError,
     DuplicateAgentError,
+    InvalidIdentifierError,
     RuntimeBusyError,
     UnknownAgentError,
     UnknownRunError,
@@ -21,8 +27,9 @@ from callboard_protocol.errors import (
     UsageError,
 )
 from callboard_protocol.messages import Message
-from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
-from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead
+from callboard_protocol.records import StepCompleted
+from callboard_protocol.session_fold import SessionFold
+from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead, step_of_checkpoint
 from callboard_protocol.states import RunState
 from callboard_storage.store import Deletion
 
@@ -128,6 +135,7 @@ class Sessions:
         Raises:
             UnknownSessionError: there is no such session.
             InvalidIdentifierError: the id cannot name one.
+            DamagedRecordError: a record that says so cannot be read.
         """
         head = await self._store.read_head(check_identifier(session_id, "session id"))
         if head is None:
@@ -135,58 +143,65 @@ class Sessions:
         return head
 
     async def transcript(self, session_id: str) -> Sequence[Message]:
-        """Every message of a session, in order.
+        """Every message of a session that counts, in order: without what followed a checkpoint it went back to.
 
         Raises:
             UnknownSessionError: there is no such session.
             DamagedRecordError: a record cannot be read.
         """
-        await self.get(session_id)
-        messages: list[Message] = []
-        for stored in await self._store.read_log(session_id):
-            if isinstance(stored.record, SessionRewound):
-                del messages[stored.record.transcript_length :]
-            messages.extend(transcript_of(stored.record))
-        return [*Conversation(messages).view()]
+        return [*Conversation((await self._fold(session_id)).transcript()).view()]
 
     async def artifacts(self, session_id: str) -> Sequence[SessionArtifact]:
-        """What the session's runs made, in order.
+        """What the session's runs made, in order: without what followed a checkpoint it went back to.
 
         Raises:
             UnknownSessionError: there is no such session.
             DamagedRecordError: a record cannot be read.
         """
-        await self.get(session_id)
-        return [
-            SessionArtifact(
-                session_id=session_id,
-                run_id=stored.record.run_id,
-                sequence=stored.sequence,
-                artifact=stored.record.artifact,
-                created_at=stored.record.at,
-            )
-            for stored in await self._store.read_log(session_id)
-            if isinstance(stored.record, StepCompleted) and stored.record.artifact is not None
-        ]
+        return (await self._fold(session_id)).artifacts()
 
     async def checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
-        """The checkpoints kept at the end of each run and under callers' names, the oldest first.
+        """All checkpoints in the order of the log: one for the beginning of each run, one for each completed step, and
+        those under callers' names. Each can be gone back to, also one that counts no more.
+
+        One under a caller's name that cannot be read is left out; `runtime.health()` names it.
 
         Raises:
             UnknownSessionError: there is no such session.
+            DamagedRecordError: a record cannot be read; the error names the last checkpoint before it.
         """
-        await self.get(session_id)
-        return await self._store.read_checkpoints(session_id)
+        await self._require(session_id)
+        return await list_checkpoints(self._store, session_id)
+
+    async def get_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint:
+        """One checkpoint.
+
+        Args:
+            session_id: the session.
+            checkpoint_id: ``{run_id}:step:{n}``, or a caller's name.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            UnknownCheckpointError: the session has no such checkpoint; the error names the nearest.
+            DamagedRecordError: a record up to there cannot be read.
+        """
+        await self._require(session_id)
+        return await find_checkpoint(self._store, session_id, checkpoint_id)
 
     async def checkpoint(self, session_id: str, name: str) -> SessionCheckpoint:
-        """Keep a checkpoint of where the session stands, under a name of your own.
+        """Keep a checkpoint of where the session stands, under a name of your own. A name that is taken moves.
 
         Raises:
             UnknownSessionError: there is no such session.
-            InvalidIdentifierError: the name cannot be stored.
+            InvalidIdentifierError: the name cannot be stored, or is like those of steps.
+            DamagedRecordError: a record cannot be read.
         """
         await self.get(session_id)
         check_identifier(name, "checkpoint name")
+        if step_of_checkpoint(name) is not None:
+            raise InvalidIdentifierError(
+                f"the checkpoint name {name!r} is like that of a run's step", hint="choose one without ':step:'"
+            )
         checkpoint: SessionCheckpoint = await self._directory.supervisor.ask(
             CheckpointSession(session_id=session_id, name=name), timeout=None
         )
@@ -199,10 +214,45 @@ class Sessions:
             False while a run uses it.
 
         Raises:
+            UnknownSessionError: there is no such session.
             InvalidIdentifierError: the id cannot name a session.
         """
         check_identifier(session_id, "session id")
-        return await self._directory.supervisor.ask(ReleaseSession(session_id=session_id))
+        if not await self._directory.supervisor.ask(ReleaseSession(session_id=session_id)):
+            return False
+        await self._require(session_id)
+        return True
+
+    async def fork(self, source: str, target: str, checkpoint_id: str | None = None) -> SessionHead:
+        """Make a new session of what another one is, or was at a checkpoint. Neither sees what becomes of the other.
+
+        The fork has the source's transcript, state, artifacts, usage and checkpoints up to there, and a copy of its
+        memory as it is now. The runs stay the source's; where one was in progress, its open calls are answered in the
+        fork with a message that says so. All of it is one transaction.
+
+        Args:
+            source: the session.
+            target: the id of the fork.
+            checkpoint_id: where to fork; None for the last checkpoint there is.
+
+        Returns:
+            Where the fork stands.
+
+        Raises:
+            UnknownSessionError: there is no session `source`.
+            UnknownCheckpointError: it has no such checkpoint; the error names the nearest.
+            SessionExistsError: there is a session `target`.
+            RuntimeBusyError: a run waits for the session `target`.
+            DamagedRecordError: a record up to there cannot be read; the error names the last checkpoint before it.
+            StoreError: the store could not write it; nothing of the fork is there.
+        """
+        check_identifier(source, "session id")
+        check_identifier(target, "session id")
+        work = partial(fork_session, self._store, source, target, checkpoint_id)
+        head: SessionHead = await self._directory.supervisor.ask(
+            UseSessionAlone(session_id=target, work=work), timeout=None
+        )
+        return head
 
     async def delete(self, session_id: str) -> Deletion:
         """Remove a session and all it holds.
@@ -213,11 +263,31 @@ class Sessions:
         Raises:
             UnknownSessionError: there is no such session.
             RuntimeBusyError: a run uses it or waits for it.
+            StoreError: nothing was removed.
         """
-        await self.get(session_id)
-        if not await self.release(session_id):
-            raise RuntimeBusyError(f"session {session_id!r} has a run", hint="cancel it, or wait until it has ended")
+        work = partial(self._delete, check_identifier(session_id, "session id"))
+        deletion: Deletion = await self._directory.supervisor.ask(
+            UseSessionAlone(session_id=session_id, work=work), timeout=None
+        )
+        return deletion
+
+    async def _delete(self, session_id: str) -> Deletion:
+        await self._require(session_id)
+        for run in await self._store.read_unfinished(session_id):
+            # Of a runtime that recovers nothing: what was taken in is not to be lost.
+            raise RuntimeBusyError(
+                f"run {run.run_id!r} of session {session_id!r} has not ended", hint="cancel it, or let it end"
+            )
         return await self._store.delete_session(session_id)
+
+    async def _require(self, session_id: str) -> None:
+        """Raise unless there is such a session; one that is damaged is there."""
+        with contextlib.suppress(DamagedRecordError):
+            await self.get(session_id)
+
+    async def _fold(self, session_id: str) -> SessionFold:
+        await self.get(session_id)
+        return SessionFold(session_id, (stored.record for stored in await self._store.read_log(session_id)))
 
 
 class Runs:
@@ -229,9 +299,10 @@ class Runs:
 
     def __init__(self, directory: Directory) -> None:
         self._store = directory.store
+        self._held = directory.held
 
     async def list(self, *, state: RunState | str | None = None) -> Sequence[RunEntry]:
-        """Runs in the order of their ids.
+        """Runs in the order of their ids. One whose entry cannot be read is left out; `runtime.health()` names it.
 
         Args:
             state: only those in this state.
@@ -253,22 +324,27 @@ class Runs:
         while True:
             page = await self._store.list_runs(after=after, limit=_PAGE)
             for entry in page:
-                yield entry
+                yield self._shown(entry)
             if len(page) < _PAGE:
                 return
             after = page[-1].run_id
 
     async def get(self, run_id: str) -> RunEntry:
-        """A run as it stands on disk.
+        """A run as it stands on disk; one that waits for room, which nothing on disk can say, is shown as suspended.
 
         Raises:
             UnknownRunError: there is no such run.
             InvalidIdentifierError: the id cannot name one.
+            DamagedRecordError: its entry cannot be read.
         """
         entry = await self._store.read_run(check_identifier(run_id, "run id"))
         if entry is None:
             raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
-        return entry
+        return self._shown(entry)
+
+    def _shown(self, entry: RunEntry) -> RunEntry:
+        hold = self._held.get(entry.run_id)
+        return entry if hold is None else hold.shown(entry)
 
     async def steps(self, run_id: str) -> Sequence[StepCompleted]:
         """A run's completed steps, in the order they completed.

@@ -72,17 +72,20 @@ class Admission:
                 return True
         return False
 
-    def admit(self) -> str | None:
+    def admit(self, *, begins: bool = True) -> str | None:
         """The run that may go to work now, if any; it holds a slot, and its session, from now on.
 
         One that returns to its slot goes first, then the oldest whose session is free.
+
+        Args:
+            begins: whether a run may begin; otherwise only one that returns is named.
         """
         if self._free <= 0:
             return None
         if self._returning:
             self._free -= 1
             return self._returning.popleft()
-        while self._first_in_line:
+        while begins and self._first_in_line:
             order, run_id, session_id = heapq.heappop(self._first_in_line)
             line = self._lines.get(session_id)
             if line is None or line.holder is not None or not line.waiting or line.waiting[0] != (order, run_id):

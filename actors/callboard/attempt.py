@@ -34,6 +34,7 @@ from callboard_protocol.commands import (
 from callboard_protocol.errors import (
     AgentDefinitionError,
     CallboardError,
+    DamagedRecordError,
     FencedError,
     InterruptedByCrashError,
     OutputValidationError,
@@ -41,13 +42,14 @@ from callboard_protocol.errors import (
     SessionLockedError,
     StepTimeoutError,
     StoreError,
+    StoreFullError,
     UnpersistableValueError,
 )
 from callboard_protocol.failures import describe
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed, RunSuspended
 from callboard_protocol.runs import RunResult, RunUsage, StopReason
-from callboard_protocol.sessions import SessionCheckpoint
+from callboard_protocol.sessions import SessionCheckpoint, step_checkpoint_id
 from callboard_protocol.states import STOP_INPUTS, RunInput, RunState
 from callboard_protocol.trusted import trusted
 
@@ -101,6 +103,8 @@ class RunAttempt:
         except StoreError as error:
             return self._unwritten(error)
         finally:
+            if self._run is not None:
+                self._run.hold.close()
             if self._session.is_alive():
                 self._session.tell(CloseRun(run_id=self._ticket.run_id))
             if self._run is not None and self._token:
@@ -123,7 +127,10 @@ class RunAttempt:
         memory = MemorySteps(run, self._memory)
         async with AsyncExitStack() as stack:
             run.deps = await self._open_deps(run, stack)
-            await memory.inject(began.messages[0])
+            if ticket.request.resume_from_checkpoint is None:
+                await memory.inject(began.messages[0])
+            else:
+                memory.take_over(opened.injected)
             if run.instructions:
                 self._conversation.add(Message.system(run.instructions))
             for message in (*opened.transcript, *began.messages):
@@ -135,11 +142,14 @@ class RunAttempt:
     async def _open(self, state_type: type[Any] | None) -> tuple[LiveRun, OpenedSession]:
         """Read what the session and the run itself have on disk."""
         ticket = self._ticket
-        opened: OpenedSession = await self._session.ask(OpenSession(run_id=ticket.run_id), timeout=None)
+        opened: OpenedSession = await self._session.ask(
+            OpenSession(run_id=ticket.run_id, resume_from_checkpoint=ticket.request.resume_from_checkpoint),
+            timeout=None,
+        )
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
         state = SessionState(state_type, opened.state)
         before = max((getattr(stored.record, "running", 0.0) for stored in opened.own), default=0.0)
-        run = LiveRun(ticket, self._agent, journal, self._directory, state, before)
+        run = LiveRun(ticket, self._agent, journal, self._session, self._directory, state, before)
         for stored in opened.own:
             run.meter.count(stored.record)
         self._run, self._has_begun = run, journal.began is not None
@@ -184,6 +194,8 @@ class RunAttempt:
         loop = asyncio.get_running_loop()
 
         def out_of_time(step: str) -> None:
+            if self._ticket.hold is not None and self._ticket.hold.is_suspended:
+                return  # what takes so long is the store's want of room
             error = StepTimeoutError(
                 f"run {self._ticket.run_id}: step {step} ran past the agent's step_timeout of {limit:g} s",
                 context={"step": step, "step_timeout": limit},
@@ -205,7 +217,10 @@ class RunAttempt:
             raise SessionElsewhere
         entry = ticket.entry
         first: LogRecord
+        markers = () if opened.rewind is None else (opened.rewind,)
         if journal.began is None:
+            for _ in markers:
+                journal.claim_ordinal()
             began = first = trusted(
                 RunBegan,
                 run_id=ticket.run_id,
@@ -217,7 +232,7 @@ class RunAttempt:
                 transcript_length=opened.head.transcript_length,
                 messages=(ticket.request.input_message(),),
             )
-            entry = moved(entry, RunInput.START, began_sequence=opened.head.next_sequence, attempts=1)
+            entry = moved(entry, RunInput.START, began_sequence=opened.head.next_sequence - len(markers), attempts=1)
             run.attempt = 1
         else:
             began = journal.began
@@ -227,7 +242,9 @@ class RunAttempt:
             entry = moved(entry, RunInput.START, attempts=first.attempt, strikes=first.strikes)
             run.attempt = first.attempt
         try:
-            await journal.append(first, run=entry if ticket.request.durable else None)
+            # A run that nobody has been told of yet is refused, not held.
+            may_wait = ticket.accepted.done()
+            await journal.append(*markers, first, run=entry if ticket.request.durable else None, may_wait=may_wait)
         except asyncio.CancelledError:
             # The journal lets a cancellation pass only once the record is on disk.
             ticket.entry, self._has_begun = entry, True
@@ -327,9 +344,23 @@ class RunAttempt:
             error = failed(f"agent {self._agent.id!r}", error)
         if isinstance(error, StopRun):
             return await self._stopped(error)
+        if isinstance(error, DamagedRecordError) and self._is_own(error) and self._ticket.request.durable:
+            return await self._set_aside(error)
+        if isinstance(error, StoreFullError) and self._ticket.stop is not None:
+            return await self._gave_up(error, self._ticket.stop)
         if isinstance(error, StoreError):
             return self._unwritten(error)
         return await self._ended("failed", error=error)
+
+    async def _gave_up(self, error: StoreFullError, stop: StopRun) -> RunResult[Any]:
+        """The run was stopped while it waited for room, and lets go of what it held."""
+        if stop.stop_reason == "interrupted":
+            return self._unwritten(error)
+        # Only beginnings are let go of then. What they said never came about, so the run ends as the log has it.
+        if self._run is not None:
+            self._run.hold.close()
+            self._run = None
+        return await self._stopped(stop)
 
     async def _stopped(self, stop: StopRun) -> RunResult[Any]:
         if stop.stop_reason == "suspended":
@@ -345,7 +376,11 @@ class RunAttempt:
         ticket = self._ticket
         if self._run is None and ticket.entry.began_sequence is not None:
             # It was stopped before it went on; what an earlier attempt left open is closed all the same.
-            await self._open(None)
+            try:
+                await self._open(None)
+            except DamagedRecordError:
+                # Nothing can be closed in what cannot be read, and the run must not be stuck for that.
+                return await self._never_began(stop_reason, error)
         run = self._run
         if run is None or not self._has_begun:
             return await self._never_began(stop_reason, error)
@@ -415,11 +450,10 @@ class RunAttempt:
         steps = journal.steps + len(tail)
         checkpoint = trusted(
             SessionCheckpoint,
-            checkpoint_id=f"{run.run_id}:step:{steps}",
+            checkpoint_id=step_checkpoint_id(run.run_id, steps),
             session_id=run.session_id,
             run_id=run.run_id,
             step_index=steps,
-            usage=record.usage,
             created_at=record.at,
         )
         await journal.append(*tail, record, run=entry, checkpoint=checkpoint)
@@ -438,12 +472,25 @@ class RunAttempt:
         ticket.entry = entry
         return self._result("suspended")
 
+    async def _set_aside(self, error: DamagedRecordError) -> RunResult[Any]:
+        """Its session cannot be read. The run stays on disk, unfailed, until somebody has mended that."""
+        ticket = self._ticket
+        if not ticket.accepted.done():
+            # Its first record would have said that it is taken in, and that cannot be written.
+            await write_entry(self._directory.store, ticket.entry)
+        await self._interrupted()
+        ticket.unreadable = error
+        return self._result("interrupted", error)
+
+    def _is_own(self, error: DamagedRecordError) -> bool:
+        return bool(error.context.get("session_id") == self._ticket.session_id)
+
     async def _interrupted(self) -> RunResult[Any]:
         """Leave the run so that the next start carries it on, and does not count this as a crash."""
         ticket = self._ticket
         if ticket.request.durable and ticket.entry.state == RunState.RUNNING and self._run is not None:
             entry = moved(ticket.entry, RunInput.INTERRUPT)
-            await self._run.journal.append(run=entry)
+            await self._run.journal.append(run=entry, may_wait=False)
             ticket.entry = entry
         return self._result("interrupted")
 
@@ -458,7 +505,9 @@ class RunAttempt:
         """The store refused: nothing more is written, and what is on disk stands."""
         if not error.hint:
             error.hint = _STORE_FAILED
-        return self._result("failed", error)
+        self._ticket.accept(error)
+        # Where only room was missing, a later start carries the run on.
+        return self._result("interrupted" if isinstance(error, StoreFullError) else "failed", error)
 
     def _result(self, stop_reason: StopReason, error: BaseException | None = None) -> RunResult[Any]:
         ticket = self._ticket

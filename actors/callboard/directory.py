@@ -19,6 +19,7 @@ from callboard_storage.store import Store
 if TYPE_CHECKING:
     from callboard.event_bus import EventBus, Watchers
     from callboard.model_gateway import ModelGateway
+    from callboard.storage_hold import StorageHold
     from callboard.supervisor import RunSupervisor
     from callboard.tool_executor import ToolExecutor
 
@@ -39,15 +40,17 @@ class Directory:
     Attributes:
         describe: what is in hand right now; the supervisor at work provides it.
         attempts: runs at work, whichever supervisor started them.
+        held: runs that wait for room in the store, and how.
     """
 
-    __slots__ = ("attempts", "describe", "store", "system", "watchers")
+    __slots__ = ("attempts", "describe", "held", "store", "system", "watchers")
 
     def __init__(self, system: ActorSystem, store: Store, watchers: Watchers) -> None:
         self.system = system
         self.store = store
         self.watchers = watchers
         self.attempts: set[asyncio.Task[None]] = set()
+        self.held: dict[str, StorageHold] = {}
         self.describe: Callable[[], RuntimeStats] = RuntimeStats
 
     def publish(self, events: Sequence[RawEvent]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from callboard_protocol.digests import fingerprint
-from callboard_protocol.errors import CallboardError
 from callboard_protocol.failures import describe
 from callboard_protocol.records import RunEnded
 from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import STOP_INPUTS, RunInput, advance
 from callboard_protocol.trusted import trusted
+from callboard_storage.committing import commit
 from callboard_storage.store import Store
 
 
@@ -37,21 +36,9 @@ async def write_entry(store: Store, entry: RunEntry) -> None:
     Raises:
         StoreError: the store refused.
     """
-    loop = asyncio.get_running_loop()
-    written: asyncio.Future[None] = loop.create_future()
-
-    def acknowledge(error: CallboardError | None) -> None:
-        if written.done():
-            return
-        if error is None:
-            written.set_result(None)
-        else:
-            written.set_exception(error)
-
     batch = store.batch(entry.session_id)
     batch.put_run(entry)
-    store.commit(batch, None, loop, acknowledge)
-    await written
+    await commit(store, batch)
 
 
 def result_of(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from callboard.kernel import Ref
 from callboard.session import SessionActor
+from callboard.storage_hold import StorageHold
 from callboard_protocol.commands import AppendRecords, SettleAppends
 from callboard_protocol.errors import NonDeterministicRunError, UnpersistableValueError
 from callboard_protocol.failures import describe
@@ -49,6 +50,7 @@ class RunJournal:
 
     Attributes:
         tell: called with each record once it is on disk, in order, whatever else befalls whoever appended it.
+        hold: how the run waits where the store has no room.
     """
 
     def __init__(self, run_id: str, session: Ref[SessionActor], own: Sequence[StoredRecord], *, durable: bool) -> None:
@@ -57,6 +59,7 @@ class RunJournal:
         self._durable = durable
         self._held_back: list[LogRecord] = []
         self.tell: Callable[[LogRecord], object] = _nobody
+        self.hold: StorageHold | None = None
         self.began: RunBegan | None = None
         self.last_start: RunBegan | RunResumed | None = None
         self.completed: dict[str, StepCompleted] = {}
@@ -194,13 +197,22 @@ class RunJournal:
         run: RunEntry | None = None,
         memory: Sequence[MemoryEntry] = (),
         checkpoint: SessionCheckpoint | None = None,
+        may_wait: bool = True,
     ) -> None:
         """Append records in one transaction. A cancellation ends this call only once the store has answered: whatever
-        is decided next stands on what is on disk.
+        is decided next stands on what is on disk. Where the store has no room, the run waits here.
+
+        Args:
+            records: in order.
+            run: the run's entry, where it changed.
+            memory: entries of the session's memory that changed.
+            checkpoint: a checkpoint to keep.
+            may_wait: whether the run waits for room; otherwise the store's refusal is raised.
 
         Raises:
             UnpersistableValueError: a value cannot be stored; nothing was appended.
             FencedError: the session moved on without this run.
+            StoreFullError: there is no room, and the run may not wait for it or was stopped waiting.
             StoreError: the store refused.
         """
         if not self._durable and run is None:
@@ -209,7 +221,15 @@ class RunJournal:
             return
         held_back, self._held_back = self._held_back, []
         together = (*held_back, *records) if held_back else records
-        request = trusted(AppendRecords, records=together, run=run, memory=memory, checkpoint=checkpoint)
+        hold = self.hold
+        request = trusted(
+            AppendRecords,
+            records=together,
+            run=run,
+            memory=memory,
+            checkpoint=checkpoint,
+            hold=hold if may_wait else None,
+        )
         try:
             await self._session.ask(request, timeout=None)
         except asyncio.CancelledError:
@@ -220,6 +240,8 @@ class RunJournal:
             self._held_back = [*held_back, *self._held_back]
             raise
         self._landed(together if self._durable else records)
+        if hold is not None and hold.is_suspended:
+            await hold.go_on()
 
     def claim_ordinal(self) -> int:
         """The ordinal of the record that is about to be appended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from callboard.journal import Unfit
@@ -51,7 +52,12 @@ class MemorySteps:
             )
             if recorded.error is not None:
                 self._failed(memory, "memory.inject.failed", restore(recorded.error))
-        run.instructions = "\n\n".join(part for part in (run.instructions, *(recorded.value or ())) if part)
+        self.take_over(recorded.value or ())
+
+    def take_over(self, texts: Sequence[str]) -> None:
+        """Put what the memory had to say into the run's instructions."""
+        run = self._run
+        run.instructions = "\n\n".join(part for part in (run.instructions, *texts) if part)
 
     async def write_back(self, output: Any) -> None:
         """Let the memory keep what it wants of the run, in the transaction of the step that says so."""

@@ -14,6 +14,9 @@ class RuntimeLimits(Given):
         max_queued_per_session: runs waiting for one session; one more is refused.
         max_active_sessions: sessions kept in memory; past it, the idle one used longest ago is parked.
         session_idle: seconds or a timedelta after which an idle session is parked.
+        max_store_bytes: live data the store may hold, at least 1 MiB; None is no limit. No work begins past three
+            quarters of it (or 64 MiB before it): the rest is kept for the outcomes of what has begun.
+        min_free_bytes: space that must be left on the store's disk for work to begin, at least 1 MiB; None is 64 MiB.
     """
 
     max_concurrent_runs: int = Field(default=1000, ge=1)
@@ -21,6 +24,8 @@ class RuntimeLimits(Given):
     max_queued_per_session: int = Field(default=1000, ge=0)
     max_active_sessions: int = Field(default=10_000, ge=1)
     session_idle: Duration = 300.0
+    max_store_bytes: int | None = Field(default=None, ge=1 << 20)
+    min_free_bytes: int | None = Field(default=None, ge=1 << 20)
 
 
 class RuntimeStats(Frozen):
@@ -29,13 +34,14 @@ class RuntimeStats(Frozen):
     Attributes:
         running: runs at work.
         queued: runs that wait for a slot or for their session.
-        suspended: runs that wait for a decision.
-        parked: runs that wait for their agent.
+        suspended: runs that wait for a decision, or for room in the store.
+        parked: runs that wait for their agent, or for their session to be readable.
         active_sessions: sessions in memory.
         free_slots: runs that could start at once.
         completed: runs that completed since the runtime was opened.
         stopped: runs that ended in any other way since then.
         recovered: runs taken over from an earlier process.
+        quarantined: stored records that were found to be unreadable.
     """
 
     running: int = 0
@@ -47,3 +53,4 @@ class RuntimeStats(Frozen):
     completed: int = 0
     stopped: int = 0
     recovered: int = 0
+    quarantined: int = 0

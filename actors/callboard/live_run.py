@@ -13,11 +13,13 @@ from callboard.agents import Agent
 from callboard.budgets import Claim
 from callboard.directory import Directory
 from callboard.journal import RunJournal, Unfit
-from callboard.meter import RunMeter
+from callboard.kernel import Ref
 from callboard.models.base import Model
 from callboard.output import readable
 from callboard.record_events import events_of
+from callboard.session import SessionActor
 from callboard.stops import StopRun
+from callboard.storage_hold import StorageHold
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import ZERO, Amount, Granted, Refused
 from callboard_protocol.commands import ReserveBudget, SettleBudget
@@ -26,6 +28,7 @@ from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError
 from callboard_protocol.event_base import RawEvent
 from callboard_protocol.failures import restore, text_of
 from callboard_protocol.messages import Message
+from callboard_protocol.meter import RunMeter
 from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
 from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry
@@ -92,6 +95,7 @@ class LiveRun:
         ticket: the run.
         agent: who runs.
         journal: the run's records.
+        session: the actor that owns its session's log.
         directory: where the actors are.
         state: the session's state.
         running_before: seconds earlier attempts spent running.
@@ -102,6 +106,7 @@ class LiveRun:
         ticket: RunTicket,
         agent: Agent[Any, Any],
         journal: RunJournal,
+        session: Ref[SessionActor],
         directory: Directory,
         state: SessionState,
         running_before: float,
@@ -110,13 +115,14 @@ class LiveRun:
         self.run_id = request.run_id
         self.session_id = request.session_id
         self.agent = agent
-        self._ticket = ticket
+        self.ticket = ticket
         self._model = ticket.model
         self.journal = journal
         self.directory = directory
         self.state = state
         self.meter = RunMeter()
         journal.tell = self._landed
+        self.hold = journal.hold = StorageHold(self, session)
         self.deps: Any = None
         self.instructions = agent.instructions
         self.attempt = max(1, journal.attempt)
@@ -179,14 +185,24 @@ class LiveRun:
             StopRun: it is being stopped.
             UsageError: it has stopped: somebody kept its context.
         """
-        if self._ticket.stop is None:
+        if self.ticket.stop is None:
             return
-        if self._ticket.task is None:
+        if self.ticket.task is None:
             raise UsageError(
                 f"run {self.run_id} has stopped, and its context does nothing any more",
                 hint="await whatever a pattern starts before it returns",
             )
-        raise self._ticket.stop
+        raise self.ticket.stop
+
+    async def be_ready(self) -> None:
+        """Let nothing begin whose outcome the store has no room for: wait until it has.
+
+        Raises:
+            StopRun: the run is being stopped.
+        """
+        self.heed_stop()
+        if not self.directory.store.has_room:
+            await self.hold.wait_for_room()
 
     # ---- records
 
@@ -221,7 +237,7 @@ class LiveRun:
         """Count a record that is on disk, and publish its events."""
         self.meter.count(record)
         if self.is_watched:
-            self.directory.publish(events_of(record, self.session_id, self.agent.id))
+            self.directory.publish(events_of(record, self.session_id, self.agent.id, self.journal.steps))
             if isinstance(record, StepCompleted) and record.response is not None:
                 self.publish(("usage.updated", None, {"usage": self.meter.usage()}))
 
@@ -256,12 +272,13 @@ class LiveRun:
         output: Amount | None = None,
         is_spent: bool = False,
     ) -> Granted:
-        """Take `amount` out of the budget before it is used; `settle` it when the true figure is known.
+        """Take `amount` out of the budget before it is used; `settle` it when the true figure is known. Waits for room
+        in the store first: what is about to happen will have to be written.
 
         Raises:
             StopRun: the budget has no room for it.
         """
-        self.heed_stop()
+        await self.be_ready()
         if not self.is_limited:
             return Granted(amount)
         claim = Claim()

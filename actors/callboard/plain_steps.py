@@ -65,7 +65,7 @@ async def _execute(
     fit: bytes,
     adapter: TypeAdapter[Any],
 ) -> StepCompleted:
-    run.heed_stop()
+    await run.be_ready()
     started = time.monotonic()
     value: Any = None
     error: CallboardError | None = None

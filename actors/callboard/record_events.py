@@ -10,18 +10,33 @@ from callboard_protocol.records import (
     DecisionMade,
     IntentRecorded,
     LogRecord,
+    OutcomeVoided,
+    ReservationRecorded,
     RunBegan,
     RunEnded,
     RunResumed,
     RunSuspended,
+    SessionRewound,
+    SignalReceived,
+    SleepBegan,
     StepCompleted,
     TranscriptCompacted,
 )
+from callboard_protocol.sessions import step_checkpoint_id
 
 Told = tuple[str, dict[str, Any]]
 
+_SAVED: dict[type[LogRecord], str] = {
+    IntentRecorded: "intent",
+    SleepBegan: "sleep",
+    ReservationRecorded: "reservation",
+    OutcomeVoided: "voided",
+    SignalReceived: "signal",
+}
+"""Records that no event of their own tells of."""
 
-def events_of(record: LogRecord, session_id: str, agent_id: str) -> list[RawEvent]:
+
+def events_of(record: LogRecord, session_id: str, agent_id: str, steps: int) -> list[RawEvent]:
     """The record's events, in order; each carries the record's ordinal as its sequence. Never empty, so that the
     sequences a subscriber sees have no gaps.
 
@@ -29,16 +44,19 @@ def events_of(record: LogRecord, session_id: str, agent_id: str) -> list[RawEven
         record: a record of the run.
         session_id: its session.
         agent_id: its agent.
+        steps: the run's completed steps, this one included.
     """
     run_id, at, ordinal = record.run_id, record.at, record.ordinal
-    return [(name, run_id, session_id, agent_id, at, ordinal, fields) for name, fields in _told(record)]
+    return [(name, run_id, session_id, agent_id, at, ordinal, fields) for name, fields in _told(record, steps)]
 
 
-def _told(record: LogRecord) -> Iterator[Told]:
+def _told(record: LogRecord, steps: int) -> Iterator[Told]:
     if isinstance(record, StepCompleted):
         yield from _step(record)
+        yield _checkpoint(record, steps)
     elif isinstance(record, RunBegan):
         yield "run.started", {}
+        yield _checkpoint(record, steps)
     elif isinstance(record, RunResumed):
         yield (
             "run.resume_attempted",
@@ -46,7 +64,6 @@ def _told(record: LogRecord) -> Iterator[Told]:
         )
     elif isinstance(record, RunEnded):
         yield _ended(record)
-        return
     elif isinstance(record, RunSuspended):
         for call in record.pending:
             if call.reason == "approval":
@@ -74,8 +91,21 @@ def _told(record: LogRecord) -> Iterator[Told]:
         )
     elif isinstance(record, TranscriptCompacted):
         yield "context.compact.completed", {"assembler": record.assembler, "messages_before": record.replaced}
-    step = record.step if isinstance(record, StepCompleted | IntentRecorded) else str(record.ordinal)
-    yield "run.checkpoint_saved", {"checkpoint_id": f"{record.run_id}:step:{step}", "step_index": record.ordinal}
+    elif isinstance(record, SessionRewound):
+        yield (
+            "session.rewound",
+            {
+                "checkpoint_id": record.checkpoint_id,
+                "log_position": record.to_sequence,
+                "transcript_length": record.transcript_length,
+            },
+        )
+    else:
+        yield "run.record_saved", {"kind": _SAVED[type(record)]}
+
+
+def _checkpoint(record: StepCompleted | RunBegan, steps: int) -> Told:
+    return "run.checkpoint_saved", {"checkpoint_id": step_checkpoint_id(record.run_id, steps), "step_index": steps}
 
 
 def _step(record: StepCompleted) -> Iterator[Told]:

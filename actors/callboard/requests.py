@@ -93,7 +93,6 @@ def _refuse_unbuilt(request: RunRequest) -> None:
     """What a request may say and nothing heeds yet is refused: a limit that is silently not held is worse than none."""
     unbuilt = {
         "account": request.account is not None,
-        "resume_from_checkpoint": request.resume_from_checkpoint is not None,
         "parent_run_id": request.parent_run_id is not None,
         "on_busy='interrupt'": request.on_busy == "interrupt",
         "on_crash='restart'": request.on_crash == "restart",

@@ -15,6 +15,7 @@ from callboard_protocol.commands import FindTicket, Subscribe, Unsubscribe
 from callboard_protocol.errors import UnknownRunError, UsageError
 from callboard_protocol.event_base import Event
 from callboard_protocol.events import LIVE_ONLY, build_event
+from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, RunState
 
@@ -70,9 +71,11 @@ async def follow_run(directory: Directory, run_id: str, after: str | None) -> As
 
 
 async def _recorded(directory: Directory, entry: RunEntry, told: int) -> AsyncIterator[Event]:
+    steps = 0
     async for record in records_of(directory.store, entry):
+        steps += isinstance(record, StepCompleted)
         if record.ordinal > told:
-            for raw in events_of(record, entry.session_id, entry.request.agent_id):
+            for raw in events_of(record, entry.session_id, entry.request.agent_id, steps):
                 yield build_event(raw)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -16,7 +16,8 @@ from callboard.agents import Agent
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
 from callboard.entries import result_of
 from callboard.event_bus import EventBus, Subscription, Watchers
-from callboard.kernel import ActorRestart, ActorSystem, ChildSpec, SystemHealth
+from callboard.health import RuntimeHealth
+from callboard.kernel import ActorRestart, ActorSystem, ChildSpec
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.model_gateway import ModelGateway
 from callboard.requests import RunOptions, request_for
@@ -45,7 +46,7 @@ from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.states import FINAL, RunState
 from callboard_storage.open_store import open_store
-from callboard_storage.store import Store
+from callboard_storage.store import QuarantinedRecord, Store
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -88,6 +89,7 @@ class Runtime:
         self._directory: Directory | None = None
         self._recovering: asyncio.Task[int] | None = None
         self._is_starting = False
+        self._end_watch: Callable[[], None] = _nothing
 
     # ---- its life
 
@@ -105,11 +107,12 @@ class Runtime:
 
         Raises:
             StoreOpenError: the directory cannot be opened; the error says what to do.
-            UsageError: it is open already.
+            UsageError: it is open already, or `limits` bound a store that was made with limits of its own.
         """
         if self._system is not None or self._is_starting:
             raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
-        store = open_store(self._location)
+        limits = self._limits
+        store = open_store(self._location, max_bytes=limits.max_store_bytes, min_free_bytes=limits.min_free_bytes)
         self._is_starting = True
         try:
             await store.open()
@@ -120,11 +123,12 @@ class Runtime:
         directory = Directory(system, store, watchers)
         self._system, self._directory = system, directory
         self.agents.directory = directory
+        self._end_watch = store.watch_quarantine(self._quarantined)
         try:
             system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
             system.supervise(ChildSpec(GATEWAY, ModelGateway))
             system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
-            agents, limits = self.agents.by_id, self._limits
+            agents = self.agents.by_id
             system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
             if self._recover:
                 await directory.supervisor.ask(RecoverRuns(), timeout=None)
@@ -157,6 +161,7 @@ class Runtime:
             directory.announce("runtime.shutdown_completed", {"duration": time.monotonic() - began})
             await system.stop()
         finally:
+            self._end_watch()
             await directory.store.close()
             self._directory = None
 
@@ -170,6 +175,15 @@ class Runtime:
         if restart.name == SUPERVISOR:
             recovering = asyncio.get_running_loop().create_task(directory.supervisor.ask(RecoverRuns(), timeout=None))
             self._recovering = recovering
+
+    def _quarantined(self, record: QuarantinedRecord) -> None:
+        """Tell of a record that cannot be read. The store calls this on whichever thread found it."""
+        directory = self._directory
+        if directory is None:
+            return
+        told = {name: getattr(record, name) for name in ("table", "key", "code", "message", "hint")}
+        raw = ("store.record_quarantined", record.run_id, record.session_id, None, time.time(), None, told)
+        directory.publish([raw])
 
     @property
     def _open(self) -> Directory:
@@ -464,10 +478,16 @@ class Runtime:
         """
         return self._open.describe()
 
-    def health(self) -> SystemHealth:
-        """Whether all its actors are well.
+    def health(self) -> RuntimeHealth:
+        """Whether all its actors are well, and what its store cannot read.
 
         Raises:
             RuntimeClosedError: the runtime is not open.
         """
-        return self._open.system.health
+        directory = self._open
+        actors = directory.system.health
+        return RuntimeHealth(actors.failures, actors.restarts, directory.store.quarantined())
+
+
+def _nothing() -> None:
+    """What ends a watch that was never begun."""

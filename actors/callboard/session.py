@@ -7,20 +7,29 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from callboard.checkpoints import fold_at, rewind_marker
+from callboard.commit_line import CommitLine
 from callboard.kernel import Actor, LoopFuture, handles
-from callboard_protocol.commands import AppendRecords, CloseRun, OpenSession, SaveCheckpoint, SettleAppends
-from callboard_protocol.errors import CallboardError, FencedError
+from callboard_protocol.commands import (
+    AppendRecords,
+    CloseRun,
+    GiveUpHeld,
+    OpenSession,
+    SaveCheckpoint,
+    SettleAppends,
+)
+from callboard_protocol.errors import CallboardError, FencedError, UnknownSessionError
 from callboard_protocol.messages import Message
-from callboard_protocol.records import SessionRewound, StepCompleted, transcript_of
+from callboard_protocol.records import SessionRewound, StepCompleted
+from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
+from callboard_storage.committing import commit
 from callboard_storage.store import Batch, Fence, Lease, Store, StoredRecord
 
 logger = logging.getLogger(__name__)
-
-AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,9 @@ class OpenedSession:
         state: its state then, as plain data; None where it has none.
         own: the run's own records, if it began before.
         lease: the session's lock, which the attempt's first record takes and its last one gives back.
+        injected: what the memory had to say to the run before.
+        rewind: the marker that the run's first record follows, where it goes back to a checkpoint; `head`,
+            `transcript`, `state` and `injected` are as this makes them.
     """
 
     head: SessionHead
@@ -40,9 +52,11 @@ class OpenedSession:
     state: Any
     own: Sequence[StoredRecord]
     lease: Lease
+    injected: tuple[str, ...] = ()
+    rewind: SessionRewound | None = None
 
 
-class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheckpoint | CloseRun]):
+class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppends | SaveCheckpoint | CloseRun]):
     """Owns a session's log, head and state. It keeps nothing of a run once that has ended, so that an idle session
     costs little.
 
@@ -58,7 +72,8 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         self._fold: HeadFold | None = None
         self._state: Any = None
         self._lease = store.lease()
-        self._last_commit: LoopFuture[Any] | None = None
+        self._state_behind_rewind: Any = None
+        self._line = CommitLine(store, self._lose_track)
 
     @handles
     async def open(self, message: OpenSession) -> OpenedSession:
@@ -66,9 +81,32 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
 
         The session is not locked by that: the first append takes the lock, and is refused if the log has moved on
         since it was read.
+
+        Raises:
+            UnknownCheckpointError: the run is to go back to a checkpoint that is not there.
+            DamagedRecordError: a record cannot be read.
         """
         self._lease = self._store.lease()
-        return await self._load(message.run_id)
+        records = await self._store.read_log(self._session_id)
+        own = _own(message.run_id, records)
+        began = own[0].sequence + isinstance(own[0].record, SessionRewound) if own else len(records)
+        before = SessionFold(self._session_id, (stored.record for stored in records[:began]))
+        self._follow(before, records[began:])
+        rewind: SessionRewound | None = None
+        if not own and message.resume_from_checkpoint is not None:
+            at = await fold_at(self._store, self._session_id, message.resume_from_checkpoint)
+            rewind = rewind_marker(at, message.resume_from_checkpoint, run_id=message.run_id)
+            before.add(rewind)
+            self._state_behind_rewind = before.state
+        return OpenedSession(
+            head=before.head(),
+            transcript=before.transcript(),
+            state=before.state,
+            own=own,
+            lease=self._lease,
+            injected=before.injected(),
+            rewind=rewind,
+        )
 
     @handles
     def append(self, message: AppendRecords) -> LoopFuture[int]:
@@ -78,9 +116,12 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
             UnpersistableValueError: a value cannot be stored; nothing was appended.
             FencedError: the session has not been opened, was refused since, or was taken over by another.
             SessionLockedError: another has its lock.
+            StoreFullError: what came before was given up.
         """
         fold = self._fold
         if fold is None:
+            if self._line.given_up is not None:
+                raise self._line.given_up.fresh()
             raise FencedError(f"session {self._session_id!r} is not open for appending")
         batch = self._store.batch(self._session_id)
         records = message.records
@@ -97,64 +138,59 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
         for record in records:
             fold.add(sequence, record)
             sequence += 1
-            if isinstance(record, StepCompleted) and record.state_changed:
-                self._state = record.state
+            if isinstance(record, StepCompleted):
+                if record.state_changed:
+                    self._state = record.state
+            elif isinstance(record, SessionRewound):
+                self._state = self._state_behind_rewind
         if message.run is not None:
             batch.put_head(fold.head())
         if message.checkpoint is not None:
             batch.put_checkpoint(self._stands(message.checkpoint, fold))
-        return self._commit(batch, self._fence(first - 1, message.run), first)
+        return self._line.commit(batch, self._fence(first - 1, message.run), first, message.hold)
+
+    @handles
+    def give_up(self, message: GiveUpHeld) -> None:
+        """Lets go of what waits for room."""
+        self._line.give_up()
 
     @handles
     def settle(self, message: SettleAppends) -> LoopFuture[Any] | None:
         """Answers once the last commit has been answered."""
-        return self._last_commit
+        return self._line.last
 
-    @handles
+    @handles(concurrent=True)
     async def save_checkpoint(self, message: SaveCheckpoint) -> SessionCheckpoint:
-        """Keeps a checkpoint of where the session stands."""
-        if self._fold is None:
-            await self._load(None)
-        assert self._fold is not None
-        checkpoint = self._stands(
-            SessionCheckpoint(
-                checkpoint_id=message.name,
-                session_id=self._session_id,
-                run_id=self._fold.active_run or self._fold.last_run,
-                usage=self._fold.usage,
-                created_at=time.time(),
-            ),
-            self._fold,
-        )
+        """Keeps a checkpoint of where the session stands on disk; a run at work goes on meanwhile.
+
+        Raises:
+            UnknownSessionError: nothing of the session is on disk.
+            DamagedRecordError: a record cannot be read.
+        """
+        records = await self._store.read_log(self._session_id)
+        if not records:
+            raise UnknownSessionError(f"there is no session {self._session_id!r}")
+        fold = SessionFold(self._session_id, (stored.record for stored in records))
+        checkpoint = fold.checkpoint(message.name, at=time.time())
         batch = self._store.batch(self._session_id)
         batch.put_checkpoint(checkpoint)
-        return await self._commit(batch, None, checkpoint)
+        await commit(self._store, batch)
+        return checkpoint
 
     @handles
     def close(self, message: CloseRun) -> None:
         """Lets go of what only the run needed; the next run reads it anew."""
         self._fold = None
-        self._state = None
-        self._last_commit = None
+        self._state = self._state_behind_rewind = None
+        self._line.close()
         if self._lease.token:
-            self._give_lock_back()
+            _give_lock_back(self._store, self._session_id, self._lease)
 
     def _fence(self, follows: int, run: RunEntry | None) -> Fence:
         """What the batch follows. A run's entry comes with the attempt's first record and with its last one."""
         if run is None:
             return Fence(follows, self._lease)
         return Fence(follows, self._lease, takes=not self._lease.token, gives=run.state != RunState.RUNNING)
-
-    def _give_lock_back(self) -> None:
-        """The attempt ended without a last record: it was refused, or its run is to be carried on later."""
-        session_id, token = self._session_id, self._lease.token
-
-        def acknowledge(error: CallboardError | None) -> None:
-            if error is not None:
-                logger.warning("the lock of session %r (token %d) was not given back: %s", session_id, token, error)
-
-        batch = self._store.batch(session_id)
-        self._store.commit(batch, Fence(None, self._lease, gives=True), asyncio.get_running_loop(), acknowledge)
 
     def _stands(self, checkpoint: SessionCheckpoint, fold: HeadFold) -> SessionCheckpoint:
         return checkpoint.model_copy(
@@ -163,46 +199,33 @@ class SessionActor(Actor[OpenSession | AppendRecords | SettleAppends | SaveCheck
                 "state": self._state,
                 "transcript_length": fold.transcript_length,
                 "artifact_count": fold.artifact_count,
+                "usage": fold.usage,
             }
         )
 
-    def _commit(self, batch: Batch, fence: Fence | None, answer: AnswerT) -> LoopFuture[AnswerT]:
-        loop = asyncio.get_running_loop()
-        acknowledged: LoopFuture[AnswerT] = LoopFuture()
+    def _lose_track(self) -> None:
+        """What this actor believes no longer holds: it appends nothing more until it has read the log again."""
+        self._fold = None
 
-        def acknowledge(error: CallboardError | None) -> None:
-            if error is None:
-                acknowledged.set_result(answer)
-            else:
-                # What this actor believes no longer holds: it appends nothing more until it has read the log again.
-                self._fold = None
-                acknowledged.set_exception(error)
+    def _follow(self, before: SessionFold, records: Sequence[StoredRecord]) -> None:
+        """Stand where the log ends: behind `before`, and the records of the run that go on from there."""
+        fold, state = HeadFold(before.head()), before.state
+        for stored in records:
+            fold.add(stored.sequence, stored.record)
+            if isinstance(stored.record, StepCompleted) and stored.record.state_changed:
+                state = stored.record.state
+        self._fold, self._state = fold, state
 
-        self._last_commit = acknowledged
-        self._store.commit(batch, fence, loop, acknowledge)
-        return acknowledged
 
-    async def _load(self, run_id: str | None) -> OpenedSession:
-        fold = HeadFold(SessionHead(session_id=self._session_id))
-        transcript: list[Message] = []
-        states: dict[int | None, Any] = {None: None}
-        own: list[StoredRecord] = []
-        before: tuple[SessionHead, Any] | None = None
-        for stored in await self._store.read_log(self._session_id):
-            record = stored.record
-            if record.run_id == run_id:
-                before = before or (fold.head(), states[fold.state_sequence])
-                own.append(stored)
-            if before is None:
-                if isinstance(record, SessionRewound):
-                    del transcript[record.transcript_length :]
-                transcript.extend(transcript_of(record))
-            if isinstance(record, StepCompleted) and record.state_changed:
-                states[stored.sequence] = record.state
-            fold.add(stored.sequence, record)
-        self._fold, self._state = fold, states[fold.state_sequence]
-        head, state = before or (fold.head(), self._state)
-        return OpenedSession(head=head, transcript=transcript, state=state, own=own, lease=self._lease)
+def _own(run_id: str, records: Sequence[StoredRecord]) -> Sequence[StoredRecord]:
+    """A run's own records. What a fork has of its source is another session's, whatever the run is called."""
+    own: list[StoredRecord] = []
+    for stored in records:
+        if stored.record.run_id == run_id:
+            own.append(stored)
+        elif isinstance(stored.record, SessionRewound) and stored.record.forked_from is not None:
+            own.clear()
+    return own
 
 
 def _put_memory(batch: Batch, entries: Sequence[MemoryEntry]) -> None:
@@ -211,3 +234,15 @@ def _put_memory(batch: Batch, entries: Sequence[MemoryEntry]) -> None:
             batch.delete_memory(entry.name)
         else:
             batch.put_memory(entry)
+
+
+def _give_lock_back(store: Store, session_id: str, lease: Lease) -> None:
+    """Give back a lock whose attempt ended without a last record: it was refused, or is to be carried on later."""
+    token = lease.token
+
+    def acknowledge(error: CallboardError | None) -> None:
+        if error is not None:
+            logger.warning("the lock of session %r (token %d) was not given back: %s", session_id, token, error)
+
+    fence = Fence(None, lease, gives=True)
+    store.commit(store.batch(session_id), fence, asyncio.get_running_loop(), acknowledge)

@@ -12,12 +12,14 @@ from callboard.admission import ELSEWHERE, Admission
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.budgets import Budgets
+from callboard.checkpoints import fold_at
 from callboard.directory import Directory
 from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.neighbours import Neighbours
 from callboard.results import read_result
+from callboard.room import room_in
 from callboard.stops import SessionElsewhere, StopRun
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
@@ -39,16 +41,19 @@ from callboard_protocol.commands import (
     SaveCheckpoint,
     SettleBudget,
     SubmitRun,
+    UseSessionAlone,
 )
 from callboard_protocol.errors import (
     BudgetExhaustedError,
+    DamagedRecordError,
     RunCancelledError,
     RunConflictError,
     RuntimeBusyError,
     RuntimeClosedError,
     SessionHeldByAncestorError,
+    StoreFullError,
 )
-from callboard_protocol.runs import RunRequest
+from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
 from callboard_protocol.tools import PendingCall
@@ -69,8 +74,13 @@ SupervisorCommand = (
     | RegainSlot
     | CheckpointSession
     | ReleaseSession
+    | UseSessionAlone
     | DrainRuns
 )
+
+
+_NO_RUN = "\0"
+"""Holds a session that no run may have for a moment; no run's id can be this."""
 
 
 class RunSupervisor(Actor[SupervisorCommand]):
@@ -107,6 +117,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             stopped=self._stopped_elsewhere,
             someone_died=self._take_over_all,
         )
+        self._looking_for_room: asyncio.Task[None] | None = None
         directory.describe = self._describe
 
     # ---- taking runs in
@@ -144,9 +155,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 stored = await self._store.read_run(request.run_id)
                 if stored is not None:
                     return await self._submitted_before(ticket, stored)
+            if request.resume_from_checkpoint is not None:
+                # Whatever comes of the session until its turn comes, its log keeps what the checkpoint stands for.
+                await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
+            await self._refuse_without_room(request)
             self._enqueue(ticket)
             if ticket.task is None and request.durable:
-                await self._write_queued(ticket, "slot" if self._admission.free_slots <= 0 else "session")
+                await self._write_down(ticket)
             elif not request.durable:
                 ticket.accept()
             await asyncio.shield(ticket.accepted)
@@ -167,12 +182,18 @@ class RunSupervisor(Actor[SupervisorCommand]):
             raise
         return ticket
 
-    async def _write_queued(self, ticket: RunTicket, reason: str) -> None:
-        """Nothing of a run is on disk until its turn comes, unless it is written now."""
-        if ticket.request.durable:
-            await write_entry(self._store, ticket.entry)
+    async def _write_down(self, ticket: RunTicket, reason: str = "") -> None:
+        """Write a run that waits: nothing of it is on disk until its turn comes."""
+        try:
+            if ticket.request.durable:
+                await write_entry(self._store, ticket.entry)
+        except StoreFullError:
+            if ticket.task is None:
+                raise
+            return  # it began meanwhile, and is taken in or refused by its own first record
         ticket.accept()
-        self._publish(ticket, "run.queued", {"reason": reason})
+        why = reason or ("slot" if self._admission.free_slots <= 0 else "session")
+        self._publish(ticket, "run.queued", {"reason": why})
 
     async def _submitted_before(self, ticket: RunTicket, stored: RunEntry) -> RunTicket:
         """The ticket of a run that the store knows already."""
@@ -216,6 +237,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 f"{queued} runs are waiting for session {request.session_id!r} "
                 f"(max_queued_per_session={limits.max_queued_per_session})"
             )
+
+    async def _refuse_without_room(self, request: RunRequest) -> None:
+        if not self._store.has_room and not await self._store.find_room():
+            raise StoreFullError(f"run {request.run_id!r} was not taken in: the store has no room for new work")
 
     def _next_order(self) -> int:
         self._last_order = max(self._last_order + 1, time.time_ns())
@@ -292,7 +317,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if ticket.entry.state == RunState.INTERRUPTED:
             ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
         if ticket.agent is None:
-            self._park(ticket)
+            self._park_for_agent(ticket)
             return
         if ticket.entry.state == RunState.PARKED:
             ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
@@ -302,12 +327,22 @@ class RunSupervisor(Actor[SupervisorCommand]):
         else:
             self._enqueue(ticket, admit=False)
 
-    def _park(self, ticket: RunTicket) -> None:
-        reason = f"agent {ticket.request.agent_id!r} is not registered"
-        if ticket.entry.state != RunState.PARKED:
-            ticket.entry = moved(ticket.entry, RunInput.PARK)
+    def _park_for_agent(self, ticket: RunTicket) -> None:
         if ticket.entry.began_sequence is not None:
             self._admission.hold(ticket.run_id, ticket.session_id)
+        self._park(ticket, f"agent {ticket.request.agent_id!r} is not registered")
+
+    def _park_unreadable(self, ticket: RunTicket, error: DamagedRecordError, result: RunResult[Any]) -> RunResult[Any]:
+        """Keep a run at hand whose session cannot be read. It holds nothing: later runs of the session fare alike."""
+        if ticket.entry.state == RunState.INTERRUPTED:
+            ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
+        self._tickets[ticket.run_id] = ticket
+        self._park(ticket, error.message)
+        return result.model_copy(update={"pending": ticket.entry.pending})
+
+    def _park(self, ticket: RunTicket, reason: str) -> None:
+        if ticket.entry.state != RunState.PARKED:
+            ticket.entry = moved(ticket.entry, RunInput.PARK)
         pending = (PendingCall(reason="parked", message=reason),)
         ticket.entry = ticket.entry.model_copy(update={"pending": pending})
         self._publish(ticket, "run.parked", {"reason": reason, "pending": pending})
@@ -317,7 +352,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Lets runs go on that were parked for want of this agent."""
         agent: Agent[Any, Any] = message.agent
         for ticket in list(self._tickets.values()):
-            is_parked = ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere
+            is_parked = ticket.agent is None and ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere
             if is_parked and ticket.request.agent_id == agent.id:
                 ticket.agent, ticket.model = agent, agent.model
                 ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
@@ -339,9 +374,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admit()
 
     def _admit(self) -> None:
-        if self._draining is not None:
-            return
-        while (run_id := self._admission.admit()) is not None:
+        has_room = self._store.has_room
+        while (run_id := self._admission.admit(begins=has_room and self._draining is None)) is not None:
             back = self._waiting_for_slot.pop(run_id, None)
             ticket = self._tickets[run_id]
             ticket.has_slot = True
@@ -349,6 +383,14 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 back.set_result(None)
                 continue
             self._put_to_work(ticket)
+        if not has_room and self._admission.queued and self._draining is None and self._looking_for_room is None:
+            self._looking_for_room = asyncio.get_running_loop().create_task(self._admit_when_there_is_room())
+
+    async def _admit_when_there_is_room(self) -> None:
+        """What waits in the queue begins once there is room for what comes of it."""
+        await room_in(self._store)
+        self._looking_for_room = None
+        self._admit()
 
     def _put_to_work(self, ticket: RunTicket) -> None:
         self._running += 1
@@ -379,7 +421,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 raise
             return
         self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
-        if result.stop_reason == "completed":
+        if ticket.unreadable is not None and self._draining is None:
+            result = self._park_unreadable(ticket, ticket.unreadable, result)
+        elif result.stop_reason == "completed":
             self._completed += 1
         elif result.stop_reason != "suspended":
             self._stopped += 1
@@ -405,7 +449,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._neighbours.wait_for(ticket.session_id)
         self._admit()
         if not ticket.accepted.done():
-            await self._write_queued(ticket, "session")
+            await self._write_down(ticket, "session")
 
     def _session_freed(self, session_id: str) -> None:
         self._admission.release(ELSEWHERE, session_id)
@@ -482,6 +526,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._budgets.settle(message)
 
     def _out_of_time(self, ticket: RunTicket) -> None:
+        waited = 0.0 if ticket.hold is None else ticket.hold.take_waited()
+        if waited:
+            ticket.deadline = asyncio.get_running_loop().call_later(waited, self._out_of_time, ticket)
+            return
         error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
         ticket.stop_with(StopRun("budget_exhausted", error))
 
@@ -502,11 +550,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
         ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = StopRun("cancelled", error)
         if ticket.task is not None:
+            if ticket.stop is not None and ticket.is_held and not ticket.result.done():
+                return False  # it has come to its end, which waits to be written
             ticket.stop_with(stop)
             await asyncio.wait([ticket.result])
             if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
                 return _was_cancelled(ticket)
-        if ticket.entry.began_sequence is not None:
+        if ticket.entry.began_sequence is not None and ticket.unreadable is None:
             # What it left open in its transcript is closed by an attempt that only ends it.
             if ticket.result.done():
                 ticket.result = asyncio.get_running_loop().create_future()
@@ -534,6 +584,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         draining = self._draining = loop.create_future()
         self._sessions.close()
         self._neighbours.close()
+        self._look_no_more()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 # Nobody in this process hears of it again; on disk it keeps its place in the queue.
@@ -545,9 +596,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
         draining.add_done_callback(lambda _: timer.cancel())
         return draining
 
+    def _look_no_more(self) -> None:
+        if self._looking_for_room is not None:
+            self._looking_for_room.cancel()
+
     def _interrupt_all(self) -> None:
         for ticket in list(self._tickets.values()):
-            ticket.stop_with(StopRun("interrupted"))
+            ticket.interrupt()
 
     def on_failure(
         self,
@@ -557,6 +612,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     ) -> None:
         """Stops every attempt: the supervisor that follows reads from the store what is to be carried on."""
         self._neighbours.close()
+        self._look_no_more()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -579,18 +635,39 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Parks an idle session now."""
         return self._sessions.park(message.session_id)
 
+    @handles(concurrent=True)
+    async def use_alone(self, message: UseSessionAlone) -> Any:
+        """Holds a session that no run has, as a run would, while something else is done with it.
+
+        Raises:
+            RuntimeBusyError: a run uses it or waits for it.
+        """
+        session_id = message.session_id
+        is_held = self._admission.holder_of(session_id) is not None
+        has_run = is_held or any(ticket.session_id == session_id for ticket in self._tickets.values())
+        if has_run or not self._sessions.park(session_id):
+            raise RuntimeBusyError(f"session {session_id!r} has a run", hint="cancel it, or wait until it has ended")
+        self._admission.hold(_NO_RUN, session_id)
+        try:
+            return await message.work()
+        finally:
+            self._admission.release(_NO_RUN, session_id)
+            self._admit()
+
     def _describe(self) -> RuntimeStats:
         states = [ticket.entry.state for ticket in self._tickets.values() if not ticket.is_elsewhere]
+        held = len(self._directory.held)
         return RuntimeStats(
-            running=self._running,
+            running=self._running - held,
             queued=self._admission.queued,
-            suspended=states.count(RunState.SUSPENDED),
+            suspended=states.count(RunState.SUSPENDED) + held,
             parked=states.count(RunState.PARKED),
             active_sessions=len(self._sessions),
             free_slots=self._admission.free_slots,
             completed=self._completed,
             stopped=self._stopped,
             recovered=self._recovered,
+            quarantined=len(self._store.quarantined()),
         )
 
     def _publish(self, ticket: RunTicket, name: str, fields: dict[str, Any]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
 from callboard.models.base import Model
 from callboard.stops import StopRun
+from callboard_protocol.errors import DamagedRecordError
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry
+
+if TYPE_CHECKING:
+    from callboard.storage_hold import StorageHold
 
 
 class RunTicket:
@@ -31,6 +35,9 @@ class RunTicket:
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
         is_elsewhere: whether another living process carries it.
+        unreadable: why its session cannot be read; None while it can.
+        hold: how its attempt waits for room in the store; None where it never has.
+        may_be_held: whether it may still wait for that.
     """
 
     __slots__ = (
@@ -41,14 +48,17 @@ class RunTicket:
         "deps",
         "entry",
         "has_slot",
+        "hold",
         "is_at_work",
         "is_elsewhere",
+        "may_be_held",
         "model",
         "reason",
         "result",
         "stop",
         "stopped_by",
         "task",
+        "unreadable",
     )
 
     def __init__(
@@ -76,6 +86,9 @@ class RunTicket:
         self.is_at_work = False
         self.is_elsewhere = False
         self.deadline: asyncio.TimerHandle | None = None
+        self.unreadable: DamagedRecordError | None = None
+        self.hold: StorageHold | None = None
+        self.may_be_held = True
 
     @property
     def request(self) -> RunRequest:
@@ -97,8 +110,20 @@ class RunTicket:
         if self.task is not None and self.stop is None:
             self.stop = stop
             # A task that is cancelled before its first turn never runs; the attempt looks at `stop` when it begins.
-            if self.is_at_work:
+            if self.is_at_work and (self.hold is None or not self.hold.is_suspended or self.hold.stop()):
                 self.task.cancel()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its attempt waits for room in the store."""
+        return self.hold is not None and self.hold.is_suspended
+
+    def interrupt(self) -> None:
+        """Leave the run to a later start, now: what it holds for want of room is given up."""
+        self.may_be_held = False
+        self.stop_with(StopRun("interrupted"))
+        if self.hold is not None and self.hold.is_suspended:
+            self.hold.give_up()
 
     def accept(self, problem: BaseException | None = None) -> None:
         """The run is on disk, or was refused; only the first answer counts."""

@@ -5,7 +5,7 @@ pydantic models. What is large or live (a history, a model, a tool, deps) travel
 reference, unvalidated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
@@ -233,6 +233,18 @@ class ReleaseSession(Request[bool]):
     session_id: str
 
 
+class UseSessionAlone(Request[Any]):
+    """Do something with a session that no run may use meanwhile. Answered with what came of it.
+
+    Attributes:
+        session_id: which; it is parked first.
+        work: an async function without arguments that does it.
+    """
+
+    session_id: str
+    work: Live[Callable[[], Awaitable[Any]]]
+
+
 class DrainRuns(Request[None]):
     """Admit nothing more and bring every run to a step boundary; answered once none is left.
 
@@ -360,9 +372,11 @@ class OpenSession(Request[Any]):
 
     Attributes:
         run_id: the run that opens it; its own records are read too if it began before.
+        resume_from_checkpoint: the checkpoint it goes back to, unless it began before; None to stay.
     """
 
     run_id: str
+    resume_from_checkpoint: str | None = None
 
 
 class AppendRecords(Request[int]):
@@ -373,12 +387,24 @@ class AppendRecords(Request[int]):
         run: the run's entry, where it changed.
         memory: entries of the session's memory that changed; a value of None removes the entry.
         checkpoint: a `SessionCheckpoint` to keep, of which the session fills in where it stands after these records.
+        hold: told where the records have to wait for room in the store; they are refused instead where None.
     """
 
     records: Live[Sequence[Any]]
     run: Live[Any] = None
     memory: Live[Sequence[Any]] = ()
     checkpoint: Live[Any] = None
+    hold: Live[Any] = None
+
+
+class GiveUpHeld(Command):
+    """Let go of the records that wait for room in the store; whoever appended them is told that they are not on disk.
+
+    Attributes:
+        run_id: the run that wrote them.
+    """
+
+    run_id: str
 
 
 class SettleAppends(Request[None]):

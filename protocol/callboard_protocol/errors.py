@@ -121,6 +121,13 @@ class UnknownCheckpointError(UsageError, LookupError):
     code = "unknown_checkpoint"
 
 
+class SessionExistsError(UsageError):
+    """A session was to be made under an id that has one."""
+
+    code = "session_exists"
+    default_hint = "choose another id, or delete that session first"
+
+
 class SessionHeldByAncestorError(UsageError):
     """A run asked for a session that one of its ancestors holds: waiting would never end."""
 
@@ -479,14 +486,22 @@ class SessionLockedError(StoreError):
 
 
 class DamagedRecordError(StoreError):
-    """A stored record fails its checksum or does not decode; it is quarantined, the rest goes on."""
+    """A stored record fails its checksum or does not decode; it is quarantined, the rest goes on.
+
+    The context says where it is: `table`, `key`, and `session_id`, `run_id` and `sequence` where it has them.
+    """
 
     code = "damaged_record"
-    default_hint = "run `callboard store verify`; restore the record from a backup"
+    default_hint = "run `callboard store verify`; restore a backup"
+
+    @property
+    def what(self) -> str:
+        """What is wrong with it: the end of a sentence that begins with the record."""
+        return str(self.context.get("what", self.message))
 
 
 class UnknownSchemaError(DamagedRecordError):
     """A record names a schema, or a version of one, that this release does not know."""
 
     code = "unknown_schema"
-    default_hint = "open the directory with the release that wrote it, or a newer one"
+    default_hint = "the release that wrote it reads it, and so does a newer one"

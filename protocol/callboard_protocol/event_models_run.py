@@ -117,10 +117,11 @@ class RunCancelled(RecordedEvent, frozen=True):
 
 
 class RunSuspended(RecordedEvent, frozen=True):
-    """The run waits for what may outlast this process, such as a decision, and holds no slot meanwhile.
+    """The run waits, and holds no slot meanwhile: for what may outlast this process, such as a decision, or for room in
+    the store, which no record can say; `sequence` is None then.
 
     Attributes:
-        pending: the calls to decide.
+        pending: the calls to decide, or that there is no room.
         wake_at: when it goes on by itself, in UTC; None where nothing but an answer wakes it.
     """
 
@@ -140,6 +141,18 @@ class RunParked(RunEvent, frozen=True):
     name: Literal["run.parked"] = "run.parked"
     reason: str
     pending: tuple[PendingCall, ...] = ()
+
+
+class RunRecordSaved(RecordedEvent, frozen=True):
+    """A record is on disk that no other event tells of.
+
+    Attributes:
+        kind: what it says: that a call is about to be made (``intent``), until when the run sleeps (``sleep``), what
+            was reserved (``reservation``), that an outcome no longer counts (``voided``), what was sent (``signal``).
+    """
+
+    name: Literal["run.record_saved"] = "run.record_saved"
+    kind: Literal["intent", "sleep", "reservation", "voided", "signal"]
 
 
 class RunCheckpointSaved(RecordedEvent, frozen=True):
@@ -184,12 +197,12 @@ class RunResumeAttempted(RecordedEvent, frozen=True):
 
 
 class RunResumeSucceeded(RunEvent, frozen=True):
-    """Every recorded step was replayed; what follows is new.
+    """The run goes on: every recorded step was replayed, or what the store had no room for is on disk.
 
     Attributes:
         attempt: which attempt of the run.
         replayed_steps: how many steps were taken from their records.
-        duration: seconds the replay took.
+        duration: seconds the replay took, or the wait.
     """
 
     name: Literal["run.resume_succeeded"] = "run.resume_succeeded"
@@ -250,6 +263,21 @@ class SessionReleased(Event, frozen=True):
     session_id: str
     fence: int
     held: float = 0.0
+
+
+class SessionRewound(RecordedEvent, frozen=True):
+    """The run goes back to a checkpoint of its session: what followed that checkpoint no longer counts.
+
+    Attributes:
+        checkpoint_id: the checkpoint.
+        log_position: the position in the session's log that it stands for.
+        transcript_length: messages of the transcript that still count.
+    """
+
+    name: Literal["session.rewound"] = "session.rewound"
+    checkpoint_id: str
+    log_position: int
+    transcript_length: int
 
 
 class SessionRunStarted(RunEvent, frozen=True):

@@ -38,6 +38,27 @@ class ActorRestarted(Event, frozen=True):
     restarts: int = 1
 
 
+class StoreRecordQuarantined(Event, frozen=True):
+    """A stored record cannot be read. It costs nothing else, and its bytes stay where they are.
+
+    The event's session and run are those the record belongs to, as far as its place says.
+
+    Attributes:
+        table: where it is: ``log``, ``heads``, ``checkpoints``, ``memory`` or ``runs``.
+        key: which one: ``session#sequence``, ``session/name``, or an id.
+        code: ``damaged_record``, or ``unknown_schema`` where a newer release wrote it.
+        message: what is wrong with it.
+        hint: what to do about it.
+    """
+
+    name: Literal["store.record_quarantined"] = "store.record_quarantined"
+    table: str
+    key: str
+    code: str
+    message: str
+    hint: str = ""
+
+
 class RuntimeLoopBlocked(Event, frozen=True):
     """Something kept the event loop from turning: every session waited for it.
 

@@ -54,6 +54,7 @@ from callboard_protocol.event_models_run import (
     RunFailed,
     RunParked,
     RunQueued,
+    RunRecordSaved,
     RunRequested,
     RunResumeAttempted,
     RunResumeExhausted,
@@ -63,6 +64,7 @@ from callboard_protocol.event_models_run import (
     RunValidated,
     SessionAcquired,
     SessionReleased,
+    SessionRewound,
     SessionRunCompleted,
     SessionRunStarted,
 )
@@ -73,6 +75,7 @@ from callboard_protocol.event_models_runtime import (
     RuntimeShutdownCompleted,
     RuntimeShutdownRequested,
     RuntimeShutdownStarted,
+    StoreRecordQuarantined,
     SubscriberLagged,
 )
 from callboard_protocol.event_models_step import (
@@ -113,6 +116,7 @@ BuiltInEvent: TypeAlias = (
     | RunCancelled
     | RunSuspended
     | RunParked
+    | RunRecordSaved
     | RunCheckpointSaved
     | RunCheckpointFailed
     | RunResumeAttempted
@@ -121,6 +125,7 @@ BuiltInEvent: TypeAlias = (
     | RunDurableIdempotencyWarning
     | SessionAcquired
     | SessionReleased
+    | SessionRewound
     | SessionRunStarted
     | SessionRunCompleted
     | UsageUpdated
@@ -172,6 +177,7 @@ BuiltInEvent: TypeAlias = (
     | MemoryCompactFailed
     | ConfigReloaded
     | ActorRestarted
+    | StoreRecordQuarantined
     | RuntimeLoopBlocked
     | SubscriberLagged
     | RuntimeShutdownRequested

@@ -267,19 +267,29 @@ class SleepBegan(Record):
 
 
 class SessionRewound(Record):
-    """What follows stands on an earlier point of the log.
+    """What follows stands on an earlier point of the log: the records between no longer count, though they stay.
+
+    The log of a fork begins with the records of the session it was forked from; this marker follows them.
 
     Attributes:
         checkpoint_id: the checkpoint asked for.
         to_sequence: the log position it stands for.
         transcript_length: messages of the transcript that still count.
         state_sequence: where the state then is written.
+        artifact_count: artifacts that still count.
+        usage: what the session had consumed by then, the run in progress included.
+        messages: what it adds to the transcript: answers for calls that were open then.
+        forked_from: the session that the records before it were copied from; None where they are the session's own.
     """
 
     checkpoint_id: str
     to_sequence: int
     transcript_length: int
     state_sequence: int | None = None
+    artifact_count: int = 0
+    usage: RunUsage = Field(default_factory=nothing_used)
+    messages: tuple[Message, ...] = ()
+    forked_from: str | None = None
 
 
 class TranscriptCompacted(Record):
@@ -350,7 +360,7 @@ def transcript_of(record: LogRecord) -> tuple[Message, ...]:
         if not record.in_transcript:
             return record.messages
         return (*record.messages, _message_of(record))
-    if isinstance(record, RunBegan | RunEnded):
+    if isinstance(record, RunBegan | RunEnded | SessionRewound):
         return record.messages
     return ()
 

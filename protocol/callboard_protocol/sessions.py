@@ -4,6 +4,7 @@ A head is the fold of its log: `SessionHead.after` is that fold, so a head that 
 from the records behind it.
 """
 
+import re
 from typing import Any
 
 from pydantic import Field
@@ -30,10 +31,10 @@ class SessionHead(Frozen):
         session_id: the session.
         next_sequence: the sequence its next record gets.
         transcript_length: messages in its transcript.
-        artifact_count: artifacts made in it.
+        artifact_count: artifacts made in it, without those made behind a point it went back to.
         state_sequence: the record that holds its state; None where it has none.
-        usage: what its finished runs consumed, together.
-        run_count: runs that began in it.
+        usage: what its finished runs consumed, together; going back to a checkpoint takes what followed out.
+        run_count: runs that began in it, whatever became of them.
         active_run: the run that holds it; None when it is free.
         last_run: the run that began last.
         fence: the fencing token of its lock; 0 while nobody has it.
@@ -130,8 +131,11 @@ class HeadFold:
             if record.run_id == self.active_run:
                 self.active_run = None
         elif isinstance(record, SessionRewound):
-            self.transcript_length = record.transcript_length
+            self.transcript_length = record.transcript_length + len(record.messages)
             self.state_sequence = record.state_sequence
+            self.artifact_count = record.artifact_count
+            self.usage = record.usage
+            self.active_run = None
 
     def head(self) -> SessionHead:
         """Where the session stands now."""
@@ -155,8 +159,11 @@ class HeadFold:
 class SessionCheckpoint(Frozen):
     """A point of a session that can be returned to.
 
+    There is one for each completed step of each run, one for its beginning (step 0), and those that callers named. The
+    last of a run covers its end.
+
     Attributes:
-        checkpoint_id: ``{run_id}:step:{n}``, or the caller's own name.
+        checkpoint_id: ``{run_id}:step:{n}``, n being `step_index`, or the caller's own name.
         session_id: the session.
         run_id: the run that was active, or the last one.
         step_index: completed steps of that run.
@@ -164,7 +171,7 @@ class SessionCheckpoint(Frozen):
         state: the session's state, inlined.
         transcript_length: messages in the transcript.
         artifact_count: artifacts made so far.
-        usage: what the run had consumed.
+        usage: what the session had consumed, the run in progress included.
         created_at: unix seconds.
     """
 
@@ -178,6 +185,20 @@ class SessionCheckpoint(Frozen):
     artifact_count: int = 0
     usage: RunUsage = Field(default_factory=nothing_used)
     created_at: float = 0.0
+
+
+_STEP_CHECKPOINT = re.compile(r"(?P<run_id>.+):step:(?P<step>0|[1-9][0-9]{0,17})", re.DOTALL)
+
+
+def step_checkpoint_id(run_id: str, step_index: int) -> str:
+    """The id of the checkpoint that a run's n-th completed step leaves; that of its beginning for 0."""
+    return f"{run_id}:step:{step_index}"
+
+
+def step_of_checkpoint(checkpoint_id: str) -> tuple[str, int] | None:
+    """The run and the number of completed steps that a checkpoint's id names; None where it is a caller's name."""
+    found = _STEP_CHECKPOINT.fullmatch(checkpoint_id)
+    return None if found is None else (found["run_id"], int(found["step"]))
 
 
 class SessionArtifact(Frozen):

@@ -66,15 +66,16 @@ class PendingCall(Frozen):
     """What a suspended or parked run waits for.
 
     Attributes:
-        reason: ``approval`` or ``in_doubt`` for a call; ``parked`` where the run cannot start.
-        call_id: the call to decide; empty for a parked run.
+        reason: ``approval`` or ``in_doubt`` for a call; ``parked`` where the run cannot start; ``storage_full`` where
+            the store has no room for it.
+        call_id: the call to decide; empty where none is.
         tool: the tool's name.
         arguments: what it was called with.
         arguments_digest: what a decision is bound to.
         message: why, in a sentence.
     """
 
-    reason: Literal["approval", "in_doubt", "parked"]
+    reason: Literal["approval", "in_doubt", "parked", "storage_full"]
     call_id: str = ""
     tool: str = ""
     arguments: JsonObject = {}

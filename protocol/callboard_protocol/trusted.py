@@ -34,6 +34,15 @@ def trusted(model: Callable[P, ModelT], /, *_: P.args, **fields: P.kwargs) -> Mo
     Raises:
         TypeError: a required field is missing, or there is no such field.
     """
+    return trusted_from(model, fields)  # type: ignore[arg-type]  # a class, seen by its constructor's signature
+
+
+def trusted_from(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
+    """`trusted`, for fields that are a dict already.
+
+    Raises:
+        TypeError: as `trusted`.
+    """
     shape = _shapes.get(model)
     if shape is None:
         shape = _shapes[model] = _shape_of(model)
@@ -41,7 +50,7 @@ def trusted(model: Callable[P, ModelT], /, *_: P.args, **fields: P.kwargs) -> Mo
     values = defaults | fields
     if len(values) != len(names):
         raise TypeError(f"{model!r} needs exactly {', '.join(sorted(names))}; got {', '.join(fields)}")
-    made: ModelT = object.__new__(model)  # type: ignore[arg-type]  # a class, seen by its constructor's signature
+    made = object.__new__(model)
     _set(made, "__dict__", values)
     # One set for all: it says which fields were given, is copied with a copy, and a frozen instance never adds to it.
     _set(made, "__pydantic_fields_set__", names)

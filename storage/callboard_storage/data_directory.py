@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,9 +19,11 @@ import pykka
 
 from callboard_protocol.errors import ForkedError, StoreClosedError, StoreOpenError
 from callboard_storage import doors
+from callboard_storage.ballast import Ballast
 from callboard_storage.fencing import Refusals
-from callboard_storage.lmdb_environment import LmdbEnvironment
+from callboard_storage.lmdb_environment import LARGEST_MAP, LmdbEnvironment
 from callboard_storage.locks import DirectoryTurn, Owner, Owners, one_opens_at_a_time
+from callboard_storage.room import DEFAULT_FREE_BYTES, Room
 from callboard_storage.write_queue import WriteQueue
 from callboard_storage.writer import StoreWriter, Wake
 
@@ -34,10 +37,12 @@ class DataDirectory:
     Args:
         path: its real path.
         map_size: bytes of address space; None finds out.
-        max_bytes: the quota on live bytes.
+        max_bytes: the quota on live bytes; None is none.
+        min_free_bytes: the space that must be left for work to begin.
 
     Attributes:
         environment: the LMDB environment.
+        room: whether there is room, as the writer found it last.
         queue: what waits for the writer.
         refusals: sessions that were refused and do not know it yet.
         owners: who has the directory open, in this process and in others.
@@ -45,9 +50,9 @@ class DataDirectory:
         is_forked: whether this is a forked child's copy, in which nothing may be used.
     """
 
-    def __init__(self, path: Path, map_size: int | None, max_bytes: int | None) -> None:
+    def __init__(self, path: Path, map_size: int | None, max_bytes: int | None, min_free_bytes: int) -> None:
         self.path = path
-        self.options = (map_size, max_bytes)
+        self.options = (map_size, max_bytes, min_free_bytes)
         self.users = 0
         self.is_forked = False
         self.queue = WriteQueue(self._wake)
@@ -58,11 +63,17 @@ class DataDirectory:
             with one_opens_at_a_time(path):
                 self._turn = DirectoryTurn(path)
                 opened.callback(self._turn.end)
-                self.environment = LmdbEnvironment(path, map_size)
-            opened.callback(self.environment.close)
+                self.environment = LmdbEnvironment(path, map_size, min_free_bytes)
+                opened.callback(self.environment.close)
+                # A small map is its owner's choice: what is kept free of it leaves most of it to be used.
+                self.room = Room(max_bytes, min(min_free_bytes, (map_size or LARGEST_MAP) // 4))
+                self.room.measured(self.environment.space(), time.monotonic())
+                ballast = Ballast(path)
+                if self.room.has_room:
+                    ballast.lay()
             opened.callback(self._resign_all)
             self._writer = StoreWriter.start_unregistered(
-                self.environment, self.queue, self.refusals, self.owners, max_bytes
+                self.environment, self.queue, self.refusals, self.owners, self.room, ballast
             )
             opened.callback(self._writer.stop)
             self.reader = ThreadPoolExecutor(1, thread_name_prefix="callboard-reader")
@@ -116,6 +127,7 @@ def acquire(
     *,
     map_size: int | None = None,
     max_bytes: int | None = None,
+    min_free_bytes: int = DEFAULT_FREE_BYTES,
     kind_of: Callable[[Path], str | None] | None = None,
 ) -> DataDirectory:
     """Open a data directory, or share it if this process has it open. Blocks; call it on a thread.
@@ -124,6 +136,7 @@ def acquire(
         path: where it is, or is to be.
         map_size: bytes of address space; None finds out.
         max_bytes: the quota on live bytes; None is none.
+        min_free_bytes: the space that must be left for work to begin.
         kind_of: tells a path's file system type; the system's own answer where None.
 
     Raises:
@@ -140,11 +153,12 @@ def acquire(
         directory = _open.get(real)
         if directory is None:
             doors.check_file_system(real, kind_of)
-            directory = _open[real] = DataDirectory(real, map_size, max_bytes)
-        elif directory.options != (map_size, max_bytes):
+            directory = _open[real] = DataDirectory(real, map_size, max_bytes, min_free_bytes)
+        elif directory.options != (map_size, max_bytes, min_free_bytes):
+            names = ("map_size", "max_bytes", "min_free_bytes")
+            others = ", ".join(f"{name}={value}" for name, value in zip(names, directory.options, strict=True))
             raise StoreOpenError(
-                f"{real} is open in this process with other options: map_size={directory.options[0]}, "
-                f"max_bytes={directory.options[1]}",
+                f"{real} is open in this process with other options: {others}",
                 hint="open it everywhere with the same options",
             )
         directory.users += 1

@@ -6,7 +6,9 @@ Nothing here opens LMDB. The checks run in this order, and each assumes that tho
 from __future__ import annotations
 
 import logging
+import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from callboard_protocol.errors import StoreOpenError, StoreVersionError
+from callboard_storage.ballast import BALLAST_FILE
 from callboard_storage.locks import ALIVE_DIRECTORY
 
 logger = logging.getLogger(__name__)
@@ -28,10 +31,6 @@ _NETWORK = """
 """
 NETWORK_FILE_SYSTEMS = frozenset(_NETWORK.split())
 """Where memory maps and file locks are not shared with whoever else has the directory."""
-
-MINIMUM_FREE_BYTES = 64 * 1024 * 1024
-"""What a new directory must have room for; one that exists is opened however full the disk is, so that it can be
-read and thinned out."""
 
 _MOUNTS = Path("/proc/self/mounts")
 _LMDB_MAGIC = 0xBEEFC0DE
@@ -69,9 +68,8 @@ def prepare_directory(path: str | os.PathLike[str]) -> Path:
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise StoreOpenError(f"{directory} is not writable", hint="give a directory this process may write to")
     if DATA_FILE not in entries:
-        foreign = [
-            name for name in entries if name not in {ALIVE_DIRECTORY, LOCK_FILE, "lost+found"} and name[0] != "."
-        ]
+        ours = {ALIVE_DIRECTORY, LOCK_FILE, BALLAST_FILE, "lost+found"}
+        foreign = [name for name in entries if name not in ours and name[0] != "."]
         if foreign:
             raise StoreOpenError(
                 f"{directory} holds something else: {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}",
@@ -127,20 +125,35 @@ def kind_in_mount_output(text: str, directory: Path) -> str | None:
     return _kind_of_longest(points, directory)
 
 
-def check_free_space(directory: Path, is_new: bool) -> None:
-    """Raise if a new directory's disk is all but full; warn if that of an existing one is.
+def check_free_space(directory: Path, is_new: bool, least: int) -> None:
+    """Raise if a new directory's disk is all but full; warn if that of an existing one is, which is opened however full
+    the disk is, so that it can be read and thinned out.
+
+    Args:
+        directory: the data directory.
+        is_new: whether it holds no store yet.
+        least: the bytes that must be free for a new one.
 
     Raises:
-        StoreOpenError: less than `MINIMUM_FREE_BYTES` are free for a new directory.
+        StoreOpenError: less than `least` bytes are free for a new directory.
     """
-    free = shutil.disk_usage(directory).free
-    if free >= MINIMUM_FREE_BYTES:
+    free = bytes_free(directory)
+    if free >= least:
         return
     if is_new:
-        raise StoreOpenError(
-            f"the disk of {directory} has {free} bytes free, a new data directory needs {MINIMUM_FREE_BYTES}"
-        )
+        raise StoreOpenError(f"the disk of {directory} has {free} bytes free, a new data directory needs {least}")
     logger.warning("the disk of %s has only %d bytes free", directory, free)
+
+
+def bytes_free(directory: Path) -> int:
+    """How many bytes this process may still write to the directory's disk."""
+    return shutil.disk_usage(directory).free
+
+
+def largest_file() -> float:
+    """The bytes a file of this process may have (RLIMIT_FSIZE)."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def check_data_format(directory: Path, readable: int) -> bool:

@@ -68,26 +68,36 @@ def check_shape(batch: Batch, fence: Fence | None, owner: bytes) -> FrameBatch:
     Raises:
         UsageError: it appends records without a fence, or elsewhere than behind its fence, or is not from this store.
     """
-    if type(batch) is not FrameBatch:
-        raise UsageError(f"a {type(batch).__name__} is no batch of this store", hint="use store.batch(session_id)")
-    if batch.owner != owner:
+    frames = own(batch)
+    if frames.owner != owner:
         raise UsageError(
-            f"the batch for session {batch.session_id!r} was made by another store, or before this one was opened",
+            f"the batch for session {frames.session_id!r} was made by another store, or before this one was opened",
             hint="use store.batch(session_id)",
         )
     if fence is not None and fence.lease is not None and fence.lease.owner != owner:
         raise UsageError(
-            f"the lease for session {batch.session_id!r} was made by another store, or before this one was opened",
+            f"the lease for session {frames.session_id!r} was made by another store, or before this one was opened",
             hint="use store.lease()",
         )
-    if batch.log:
+    if frames.log:
         if fence is None:
-            raise UsageError(f"a batch that appends to session {batch.session_id!r} needs a fence")
-        if fence.follows is None or batch.first != fence.follows + 1:
+            raise UsageError(f"a batch that appends to session {frames.session_id!r} needs a fence")
+        if fence.follows is None or frames.first != fence.follows + 1:
             raise UsageError(
-                f"the batch for session {batch.session_id!r} starts at sequence {batch.first}, its fence follows "
+                f"the batch for session {frames.session_id!r} starts at sequence {frames.first}, its fence follows "
                 f"{fence.follows}"
             )
+    return frames
+
+
+def own(batch: Batch) -> FrameBatch:
+    """The batch as this package's own.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if type(batch) is not FrameBatch:
+        raise UsageError(f"a {type(batch).__name__} is no batch of this store", hint="use store.batch(session_id)")
     return batch
 
 

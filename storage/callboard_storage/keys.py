@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from typing import Any
 
 from callboard_protocol.base import check_identifier
-from callboard_protocol.errors import InvalidIdentifierError
+from callboard_protocol.errors import DamagedRecordError, InvalidIdentifierError
 
 MAX_KEY_BYTES = 511
 """LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
 
+DIGEST_SIZE = 16
+"""Bytes of a frame's digest, which is also the name of its chunks where it has any."""
+
 _SEQUENCE = struct.Struct(">Q")
+_CHUNK_NUMBER = struct.Struct(">I")
 pack_sequence = _SEQUENCE.pack
 """A number as eight ordered bytes."""
+
+SEQUENCE_BYTES = _SEQUENCE.size
 
 
 @lru_cache(maxsize=4096)
@@ -32,7 +39,13 @@ def after_prefix(prefix: bytes) -> bytes:
 
 
 def sequence_of(key: bytes) -> int:
-    """The sequence at the end of a log key."""
+    """The sequence at the end of a log key.
+
+    Raises:
+        DamagedRecordError: it is too short to be one.
+    """
+    if len(key) <= SEQUENCE_BYTES:
+        raise DamagedRecordError(f"the log has a key that no record has: {key!r}", context=place("log", key))
     sequence: int = _SEQUENCE.unpack_from(key, len(key) - 8)[0]
     return sequence
 
@@ -62,6 +75,43 @@ def name_key(prefix: bytes, name: str, what: str) -> bytes:
     return prefix + encoded
 
 
+def readable(table: str, key: bytes) -> str:
+    """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
+    if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
+        return f"{key[:-9].decode(errors='replace')}#{sequence_of(key)}"
+    return key.replace(b"\0", b"/").decode(errors="replace")
+
+
+def place(table: str, key: bytes) -> dict[str, Any]:
+    """Where a row is, as the context of an error says it."""
+    is_run = table in {"runs", "unfinished"}
+    return {
+        "table": table,
+        "key": readable(table, key),
+        "session_id": None if is_run else key.partition(b"\0")[0].decode(errors="replace"),
+        "run_id": key.decode(errors="replace") if is_run else None,
+        "sequence": sequence_of(key) if table == "log" and len(key) > SEQUENCE_BYTES else None,
+    }
+
+
 def run_key(run_id: str) -> bytes:
     """A run's key in the table of runs."""
     return check_identifier(run_id, "run id").encode()
+
+
+def run_prefix(key: bytes) -> bytes:
+    """What the chunks of a run's entry begin with, which is found without knowing its session.
+
+    No session's prefix begins with NUL.
+    """
+    return b"\0" + key + b"\0"
+
+
+def chunk_key(prefix: bytes, digest: bytes, number: int) -> bytes:
+    """A chunk's key: whose it is, the digest of the frame whose payload it belongs to, its place in that."""
+    return prefix + digest + _CHUNK_NUMBER.pack(number)
+
+
+def place_of_chunk(key: bytes) -> bytes:
+    """A chunk's key without its number: what all chunks of one payload have in common."""
+    return key[: -_CHUNK_NUMBER.size]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,16 +21,19 @@ from typing import Any, Final, TypeVar
 
 import lmdb
 
+from callboard_protocol._version import __version__
 from callboard_protocol.errors import (
+    DamagedRecordError,
     StoreClosedError,
     StoreError,
     StoreFullError,
     StoreOpenError,
     StoreVersionError,
 )
-from callboard_storage import doors, keys
+from callboard_storage import data_file, doors, keys
 from callboard_storage.batch import TABLES, Table
 from callboard_storage.reading import Rows, Snapshot
+from callboard_storage.room import DEFAULT_FREE_BYTES, Space
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +54,21 @@ _LAST_TOKEN = b"token"
 _LOCK_FILE_BYTES = 4096 + MAX_READERS * 64
 """A header, and a slot per reader."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_ROOM_FOR_ONE_COMMIT = 16 * 1024 * 1024
+"""More than a group of batches takes up. With less than that left, a write that was cut short was so for want of room:
+LMDB reports it as an input/output error, as it does a failing disk."""
 
 
-def translated(error: lmdb.Error, doing: str) -> StoreError:
-    """An error of the engine as one of ours."""
-    if isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or _code(error) in _FULL:
+def translated(error: lmdb.Error, doing: str, left: float = math.inf) -> StoreError:
+    """An error of the engine as one of ours.
+
+    Args:
+        error: the engine's.
+        doing: what failed, in words.
+        left: bytes the data file could still grow by.
+    """
+    full = isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or _code(error) in _FULL
+    if full or (_code(error) == errno.EIO and left < _ROOM_FOR_ONE_COMMIT):
         return StoreFullError(f"{doing} failed, there is no room: {error}")
     return StoreError(f"{doing} failed: {error}", hint="see runtime.health(); check the disk")
 
@@ -63,18 +78,40 @@ def _code(error: lmdb.Error) -> int:
     return getattr(error, "code", 0)
 
 
+class LongRead(Exception):
+    """A read that was to be short has met a large payload."""
+
+
 class ReadTransaction:
-    """A `Snapshot` over one read transaction. Values are copied out, so none outlives it."""
+    """A `Snapshot` over one read transaction. Values are copied out, so none outlives it.
 
-    __slots__ = ("_databases", "_transaction")
+    Args:
+        transaction: the transaction.
+        databases: the tables, by name.
+        is_short: whether to raise `LongRead` instead of reading chunks.
+    """
 
-    def __init__(self, transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> None:
+    __slots__ = ("_databases", "_is_short", "_transaction")
+
+    def __init__(self, transaction: lmdb.Transaction[bytes], databases: dict[str, Any], is_short: bool = False) -> None:
         self._transaction = transaction
         self._databases = databases
+        self._is_short = is_short
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value under a key."""
         return self._transaction.get(key, db=self._databases[table])
+
+    def chunk(self, key: bytes) -> bytes | None:
+        """A chunk of a large payload.
+
+        Raises:
+            LongRead: this is a short read.
+        """
+        if self._is_short:
+            raise LongRead
+        chunks = self._databases.get("blobs")
+        return None if chunks is None else self._transaction.get(key, db=chunks)
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
         """Rows of a table whose keys follow `after`."""
@@ -94,10 +131,46 @@ class ReadTransaction:
             return []
         return self._range("log", prefix + keys.pack_sequence(start), prefix + keys.pack_sequence(stop), None)
 
+    def newest_release(self) -> str:
+        """The newest release that has opened the directory; empty where that is not known."""
+        return self._transaction.get(b"release", b"", db=self._databases["meta"]).decode("ascii", "replace")
+
     def each(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """Every row of a table, one at a time. Damage may show as rows that are missing, repeated or out of order."""
         with self._transaction.cursor(self._databases[table]) as cursor:
             yield from cursor
+
+    def each_of(self, table: str, wanted: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes]]:
+        """As `each`, for the rows of those sessions whose prefix is wanted: the others are jumped over.
+
+        A key without a prefix stands for itself. Ends where damage would lead round in circles.
+        """
+        before = b""
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            found = cursor.first()
+            while found and cursor.key() > before:
+                before = cursor.key()
+                prefix = before[: before.find(b"\0") + 1] or before
+                if not wanted(prefix):
+                    found = cursor.set_range(keys.after_prefix(prefix) if prefix != before else prefix + b"\0")
+                    continue
+                found = False
+                for row in cursor.iternext():
+                    if not row[0].startswith(prefix):
+                        found = True
+                        break
+                    yield row
+
+    def count_keys(self, table: str) -> int:
+        """Rows of a table that can be reached one from the next, in order."""
+        before, count = b"", 0
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            for key in cursor.iternext(values=False):
+                if key <= before:
+                    break
+                before = key
+                count += 1
+        return count
 
     def entries(self, table: str) -> int:
         """Rows of a table."""
@@ -106,12 +179,16 @@ class ReadTransaction:
     def count_sessions(self) -> int:
         """Sessions whose log holds anything: one jump per session."""
         count = 0
+        behind = b""
         with self._transaction.cursor(self._databases["log"]) as cursor:
             found = cursor.first()
             while found:
-                count += 1
                 key = cursor.key()
-                found = cursor.set_range(keys.after_prefix(key[: key.index(b"\0") + 1]))
+                if key < behind or b"\0" not in key:
+                    raise _out_of_order("log", key)
+                count += 1
+                behind = keys.after_prefix(key[: key.index(b"\0") + 1])
+                found = cursor.set_range(behind)
         return count
 
     def bytes_used(self) -> int:
@@ -125,9 +202,14 @@ class ReadTransaction:
         with self._transaction.cursor(self._databases[table]) as cursor:
             if not (cursor.set_range(first) if first else cursor.first()):
                 return found
+            before = b""
             for row in cursor.iternext():
-                if behind is not None and row[0] >= behind:
+                key = row[0]
+                if key <= before or key < first:
+                    raise _out_of_order(table, key)
+                if behind is not None and key >= behind:
                     break
+                before = key
                 found.append(row)
                 if limit is not None and len(found) >= limit:
                     break
@@ -148,13 +230,13 @@ class WriteTransaction:
         """The sequence a session's log ends at; -1 where it is empty."""
         return _last_sequence(self._transaction, self._databases["log"], prefix)
 
-    def frame_at(self, key: bytes) -> bytes | None:
-        """The frame under a log key."""
-        return self._transaction.get(key, db=self._databases["log"])
-
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value under a key."""
         return self._transaction.get(key, db=self._databases[table])
+
+    def frame_at(self, key: bytes) -> bytes | None:
+        """The frame under a log key."""
+        return self._transaction.get(key, db=self._databases["log"])
 
     def next_token(self) -> int:
         """A fencing token no lock of this directory has had before."""
@@ -172,16 +254,14 @@ class WriteTransaction:
         """Remove a row; whether there was one."""
         return self._transaction.delete(key, db=self._databases[table])
 
-    def delete_prefix(self, table: str, prefix: bytes) -> int:
-        """Remove every row whose key begins with a session's prefix; returns how many."""
+    def delete_prefix(self, table: str, prefix: bytes, limit: int | None = None) -> int:
+        """Remove the rows whose keys begin so, at most `limit`; returns how many that were."""
         count = 0
-        behind = keys.after_prefix(prefix)
         with self._transaction.cursor(self._databases[table]) as cursor:
-            found = cursor.set_range(prefix)
-            while found and cursor.key() < behind:
+            cursor.set_range(prefix)
+            while count != limit and cursor.key().startswith(prefix):
                 cursor.delete()
                 count += 1
-                found = bool(cursor.key())
         return count
 
     def snapshot(self) -> ReadTransaction:
@@ -212,21 +292,28 @@ class LmdbEnvironment:
     Args:
         directory: the real path of a directory that is ours alone; see `doors` and `locks`.
         map_size: bytes of address space; None tries 1 TiB and halves it down to 64 GiB.
+        min_free_bytes: what a new directory must have room for.
     """
 
     Error = lmdb.Error
 
-    def __init__(self, directory: Path, map_size: int | None = None) -> None:
+    def __init__(self, directory: Path, map_size: int | None = None, min_free_bytes: int = DEFAULT_FREE_BYTES) -> None:
         self.directory = directory
         self._map_size = map_size
         self._swap = threading.Lock()
         self._is_closed = False
+        doors.check_free_space(directory, doors.check_data_format(directory, DATA_FORMAT), min_free_bytes)
         self._opened = self._open()
 
-    def read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+    def read(self, work: Callable[[ReadTransaction], ResultT], is_short: bool = False) -> ResultT:
         """Run `work` over one snapshot, which ends with it.
 
+        Args:
+            work: what to read.
+            is_short: whether to give up where there is much to read.
+
         Raises:
+            LongRead: the read was to be short and is not.
             StoreClosedError: it was closed.
             StoreError: the engine could not read.
         """
@@ -235,7 +322,7 @@ class LmdbEnvironment:
             environment, databases = opened
             try:
                 with environment.begin() as transaction:
-                    return work(ReadTransaction(transaction, databases))
+                    return work(ReadTransaction(transaction, databases, is_short))
             except lmdb.Error as error:
                 with self._swap:  # if it is being opened anew, that ends first
                     if self._is_closed:
@@ -264,6 +351,17 @@ class LmdbEnvironment:
         """Free the reader slots of dead processes; returns how many there were."""
         return self._opened[0].reader_check()
 
+    def space(self) -> Space:
+        """How much the committed state holds, and how much could still be written."""
+        return self.read(self._space)
+
+    def growth(self) -> float:
+        """Bytes the data file could still grow by: what the disk, RLIMIT_FSIZE and the map allow."""
+        environment = self._opened[0]
+        info = environment.info()
+        size = (info["last_pgno"] + 1) * environment.stat()["psize"]
+        return max(0, min(doors.bytes_free(self.directory), doors.largest_file() - size, info["map_size"] - size))
+
     def bytes_on_disk(self) -> int:
         """The data file's size."""
         return (self.directory / doors.DATA_FILE).stat().st_size
@@ -274,9 +372,17 @@ class LmdbEnvironment:
             self._is_closed = True
             self._opened[0].close()
 
+    def _space(self, snapshot: ReadTransaction) -> Space:
+        environment = self._opened[0]
+        used = snapshot.bytes_used()
+        in_file = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        return Space(used, left=int(self.growth()) + max(0, in_file - used))
+
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)
-        doors.check_free_space(self.directory, is_new)
+        if is_new:
+            data_file.create(self.directory / doors.DATA_FILE, _write_empty)
+        data_file.check(self.directory / doors.DATA_FILE)
         doors.allocate(self.directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
         environment = self._map()
         try:
@@ -388,6 +494,14 @@ class ReadOnlyEnvironment:
         self._environment.close()
 
 
+def _write_empty(path: Path) -> None:
+    """Write an empty data file that nobody else knows of, and which therefore needs no locks."""
+    try:
+        lmdb.Environment(os.fspath(path), subdir=False, lock=False, map_size=1 << 20, lib_version=ENGINE).close()
+    except lmdb.Error as error:
+        raise StoreOpenError(f"{path} cannot be written: {error}") from error
+
+
 def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, Any]:
     """The tables, made if the environment is new.
 
@@ -419,18 +533,36 @@ def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, An
         engine = transaction.get(b"engine", b"", db=meta).decode("ascii", "replace")
         if engine.split(".")[:2] != version.split(".")[:2]:
             raise doors.engine_mismatch(directory, f"LMDB {engine}")
+        release = transaction.get(b"release", b"", db=meta).decode("ascii", "replace")
+        if _numbers(release) < _numbers(__version__):
+            transaction.put(b"release", __version__.encode(), db=meta)
         databases = {"meta": meta, "log": environment.open_db(b"log", txn=transaction)}
         for table in TABLES:
             databases[table] = environment.open_db(table.encode(), txn=transaction)
     return databases
 
 
+def _numbers(release: str) -> list[int]:
+    """The numbers in a release's name, by which the newer of two is told."""
+    return [int(number) for number in re.findall(r"[0-9]+", release)]
+
+
 def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:
     with transaction.cursor(database) as cursor:
         found = cursor.prev() if cursor.set_range(keys.after_prefix(prefix)) else cursor.last()
         if found and cursor.key().startswith(prefix):
-            return keys.sequence_of(cursor.key())
+            key = cursor.key()
+            if len(key) != len(prefix) + keys.SEQUENCE_BYTES:
+                raise _out_of_order("log", key)
+            return keys.sequence_of(key)
     return -1
+
+
+def _out_of_order(table: str, key: bytes) -> DamagedRecordError:
+    """The error for a page that leads elsewhere, and perhaps round in circles."""
+    return DamagedRecordError(
+        f"the table {table!r} is damaged: {key!r} is out of order", context=keys.place(table, key)
+    )
 
 
 def _bytes_used(transaction: lmdb.Transaction[bytes], databases: dict[str, Any]) -> int:

@@ -10,14 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from callboard_protocol.errors import CallboardError, ForkedError, StoreClosedError
+from callboard_protocol.errors import CallboardError, DamagedRecordError, ForkedError, StoreClosedError
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
-from callboard_storage.fencing import check_shape, claimable, holder_in, refuse_if_locked
-from callboard_storage.lmdb_environment import ReadTransaction, WriteTransaction
+from callboard_storage.fencing import check_shape, claimable, holder_in, own, refuse_if_locked
+from callboard_storage.lmdb_environment import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.locks import Owner
+from callboard_storage.quarantine import Quarantine
+from callboard_storage.room import DEFAULT_FREE_BYTES, check_limits
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
@@ -25,9 +27,12 @@ from callboard_storage.store import (
     Deletion,
     Fence,
     Lease,
+    QuarantinedRecord,
     StoredRecord,
     StoreFigures,
 )
+from callboard_storage.upkeep.verifying import refuse_damaged_pages
+from callboard_storage.uploads import Upload
 from callboard_storage.write_queue import Commit, Operation
 from callboard_storage.writer import SECONDS_BETWEEN_READER_CHECKS
 
@@ -40,9 +45,16 @@ class LmdbStore:
     Args:
         path: the directory; made if it is not there. Every store of a process on one directory shares it.
         map_size: bytes of address space to map; None tries 1 TiB and halves that down to 64 GiB.
-        max_bytes: how many bytes of live data it may hold; past that, commits that start or continue a run's work are
-            refused with `StoreFullError`, and those that end it are not. None is no limit.
+        verify_first: have another process read everything before the directory is opened, and refuse one whose pages
+            are damaged: LMDB trusts its pages, so one of them could end this process. Damaged records are only logged,
+            as reading one is an error and no danger. Takes as long as `callboard store verify` does.
+        max_bytes: how many bytes of live data it may hold; None is no limit. Past three quarters of that (or 64 MiB
+            before it) commits that begin work are refused with `StoreFullError`: the rest is kept for outcomes.
+        min_free_bytes: how much must be left to write (on its disk, under RLIMIT_FSIZE, in the map) for work to begin.
         kind_of_file_system: tells a path's file system type; the system's own answer where None.
+
+    Raises:
+        UsageError: a limit is too small to work with.
     """
 
     def __init__(
@@ -51,16 +63,22 @@ class LmdbStore:
         *,
         map_size: int | None = None,
         max_bytes: int | None = None,
+        verify_first: bool = False,
+        min_free_bytes: int = DEFAULT_FREE_BYTES,
         kind_of_file_system: Callable[[Path], str | None] | None = None,
     ) -> None:
+        check_limits(max_bytes, min_free_bytes)
         self._path = path
         self._map_size = map_size
         self._max_bytes = max_bytes
+        self._verify_first = verify_first
+        self._min_free_bytes = min_free_bytes
         self._kind_of_file_system = kind_of_file_system
         self._directory: DataDirectory | None = None
         self._owner: Owner | None = None
         self._seen_alive: set[bytes] = set()
         self._reader_check: asyncio.TimerHandle | None = None
+        self._quarantine = Quarantine()
 
     async def open(self) -> None:
         """Open the directory. Opening twice is harmless.
@@ -72,6 +90,8 @@ class LmdbStore:
         """
         if self._directory is not None:
             return
+        if self._verify_first:
+            await asyncio.shield(_on_own_thread(partial(refuse_damaged_pages, self._path)))
         acquired = _on_own_thread(self._acquire)
         try:
             self._directory, self._owner = await asyncio.shield(acquired)
@@ -103,35 +123,49 @@ class LmdbStore:
         """Put the batch in line for the next transaction."""
         directory = self._opened()
         frames = check_shape(batch, fence, self._own_id)
-        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp))
+        self._quarantine.written(frames)
+        upload = Upload(frames) if frames.large else None
+        directory.queue.put(Commit(frames, fence, loop, acknowledge, directory.refusals.stamp, upload))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether work may begin, as the writer found it last."""
+        directory = self._directory
+        return directory is None or directory.room.has_room
+
+    async def find_room(self) -> bool:
+        """Have the writer look."""
+        directory = self._opened()
+        if not directory.room.has_room:
+            await self._operate("", _nothing)
+        return directory.room.has_room
 
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
 
         def head_or_lag(snapshot: ReadTransaction) -> SessionHead | int | None:
-            stored, lag = reading.stored_head(snapshot, session_id)
+            stored, lag = reading.stored_head(snapshot, session_id, self._quarantine.add)
             if stored is None:
                 return None
             return lag if lag > RECORDS_READ_ON_LOOP else reading.catch_up(snapshot, stored, lag)
 
-        found = self._read(head_or_lag)
+        found = await self._read(head_or_lag)
         if isinstance(found, int):
-            return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id))
+            return await self._read_on_thread(lambda snapshot: reading.head(snapshot, session_id, self._quarantine.add))
         return found
 
     async def read_log(
         self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
     ) -> Sequence[StoredRecord]:
         """Records of a session's log."""
-        prefix = keys.session_prefix(session_id)
 
         def records_or_range(snapshot: ReadTransaction) -> list[StoredRecord] | tuple[int, int]:
-            first, behind = reading.log_range(snapshot.last_sequence(prefix), start, stop, limit)
+            first, behind = reading.log_range(snapshot, session_id, start, stop, limit, self._quarantine.add)
             if behind - first > RECORDS_READ_ON_LOOP:
                 return first, behind
             return reading.log(snapshot, session_id, first, behind)
 
-        found = self._read(records_or_range)
+        found = await self._read(records_or_range)
         if isinstance(found, list):
             return found
         first, behind = found
@@ -139,11 +173,13 @@ class LmdbStore:
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""
-        return self._read(lambda snapshot: reading.run(snapshot, run_id))
+        return await self._read(lambda snapshot: reading.run(snapshot, run_id))
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return await self._read_on_thread(reading.unfinished)
+        return await self._read_on_thread(
+            lambda snapshot: reading.unfinished(snapshot, session_id, self._quarantine.add)
+        )
 
     async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs that are this open store's, those of the dead included."""
@@ -157,8 +193,10 @@ class LmdbStore:
             transaction.write("unfinished", [(key, own) for key in claimed])
             return set(claimed)
 
-        claimed = await self._operate(claim)
-        return await self._read_on_thread(lambda snapshot: reading.unfinished(snapshot, claimed))
+        claimed = await self._operate("", claim)
+        return await self._read_on_thread(
+            lambda snapshot: reading.unfinished(snapshot, None, self._quarantine.add, claimed)
+        )
 
     async def others_died(self) -> bool:
         """Whether an owner that was alive at the last look no longer is."""
@@ -170,17 +208,21 @@ class LmdbStore:
     async def carried_elsewhere(self, run_id: str) -> bool:
         """Whether a run has not ended and is another open store's, which is alive."""
         is_alive, own = self._opened().owners.is_alive, self._own_id
-        owners = self._read(lambda snapshot: reading.owners_of_unfinished(snapshot, run_id))
+        owners = self._read_here(lambda snapshot: reading.owners_of_unfinished(snapshot, run_id))
         return any(owner != own and is_alive(owner) for _, owner in owners)
 
     async def held_elsewhere(self, session_id: str) -> bool:
         """Whether a session is in other hands than this open store's."""
-        is_alive, own = self._opened().owners.is_alive, self._own_id
-        return self._read(lambda snapshot: reading.is_held_elsewhere(snapshot, session_id, own, is_alive))
+        is_alive, own_id = self._opened().owners.is_alive, self._own_id
+        set_aside = self._quarantine.add
+        return self._read_here(
+            lambda snapshot: reading.is_held_elsewhere(snapshot, session_id, own_id, is_alive, set_aside)
+        )
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
-        return await self._read_anywhere(limit, lambda snapshot: reading.runs(snapshot, after, limit))
+        aside = self._quarantine.add
+        return await self._read_anywhere(limit, lambda snapshot: reading.runs(snapshot, after, limit, aside))
 
     async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
         """Ids of sessions with a head."""
@@ -188,11 +230,33 @@ class LmdbStore:
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints."""
-        return await self._read_on_thread(lambda snapshot: reading.checkpoints(snapshot, session_id))
+        aside = self._quarantine.add
+        return await self._read_on_thread(lambda snapshot: reading.checkpoints(snapshot, session_id, aside))
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints."""
+        return await self._read(lambda snapshot: reading.checkpoint(snapshot, session_id, checkpoint_id))
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's."""
+        frames = own(batch)
+        frames.append_copied(
+            await self._read_on_thread(
+                lambda snapshot: reading.copied_log(snapshot, source, frames.session_id, through + 1)
+            )
+        )
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""
-        return self._read(lambda snapshot: reading.memory(snapshot, session_id))
+        return await self._read(lambda snapshot: reading.memory(snapshot, session_id))
+
+    def quarantined(self) -> Sequence[QuarantinedRecord]:
+        """What it has found that cannot be read."""
+        return self._quarantine.records()
+
+    def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
+        """Have `told` called with each record that is found from now on."""
+        return self._quarantine.watch(told)
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
@@ -203,7 +267,9 @@ class LmdbStore:
             refuse_if_locked(session_id, holder_in(transaction.get("locks", prefix[:-1])), owners.is_alive)
             return _delete(transaction, prefix)
 
-        return await self._operate(delete)
+        deletion = await self._operate(session_id, delete)
+        self._quarantine.deleted(session_id, self._has_run)
+        return deletion
 
     async def figures(self) -> StoreFigures:
         """What it holds."""
@@ -227,7 +293,11 @@ class LmdbStore:
 
     def _acquire(self) -> tuple[DataDirectory, Owner]:
         directory = data_directory.acquire(
-            self._path, map_size=self._map_size, max_bytes=self._max_bytes, kind_of=self._kind_of_file_system
+            self._path,
+            map_size=self._map_size,
+            max_bytes=self._max_bytes,
+            min_free_bytes=self._min_free_bytes,
+            kind_of=self._kind_of_file_system,
         )
         try:
             return directory, directory.enter()
@@ -241,8 +311,8 @@ class LmdbStore:
             raise StoreClosedError(f"the store at {os.fspath(self._path)} is not open")
         return self._owner.id
 
-    async def _operate(self, work: Callable[[WriteTransaction], ResultT]) -> ResultT:
-        """Do some work that has the write transaction to itself, in its turn among the commits."""
+    async def _operate(self, session_id: str, work: Callable[[WriteTransaction], ResultT]) -> ResultT:
+        """Do some work that has the write transaction to itself, in its session's turn among the commits."""
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[ResultT] = loop.create_future()
 
@@ -254,7 +324,7 @@ class LmdbStore:
             else:
                 answered.set_result(result)
 
-        self._opened().queue.put(Operation(work, loop, done))
+        self._opened().queue.put(Operation(session_id, work, loop, done))
         return await answered
 
     def _opened(self) -> DataDirectory:
@@ -265,16 +335,30 @@ class LmdbStore:
             raise ForkedError(f"the store at {directory.path} was opened by the parent of this process")
         return directory
 
-    def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
-        return self._opened().environment.read(work)
+    async def _read(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
+        """A read on the loop, or on the reader thread once it meets a large payload."""
+        try:
+            return self._read_here(work, is_short=True)
+        except LongRead:
+            return await self._read_on_thread(work)
+
+    def _read_here(self, work: Callable[[ReadTransaction], ResultT], *, is_short: bool = False) -> ResultT:
+        try:
+            return self._opened().environment.read(work, is_short=is_short)
+        except DamagedRecordError as error:
+            self._quarantine.add(error)
+            raise
 
     async def _read_on_thread(self, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
         directory = self._opened()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(directory.reader, directory.environment.read, work)
+        return await loop.run_in_executor(directory.reader, self._read_here, work)
 
     async def _read_anywhere(self, limit: int, work: Callable[[ReadTransaction], ResultT]) -> ResultT:
-        return self._read(work) if limit <= RECORDS_READ_ON_LOOP else await self._read_on_thread(work)
+        return await (self._read(work) if limit <= RECORDS_READ_ON_LOOP else self._read_on_thread(work))
+
+    def _has_run(self, run_id: str) -> bool:
+        return self._read_here(lambda snapshot: snapshot.get("runs", keys.run_key(run_id))) is not None
 
     def _check_readers_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -306,12 +390,17 @@ def _give_back(acquired: asyncio.Future[tuple[DataDirectory, Owner]]) -> None:
         _release(*acquired.result())
 
 
+def _nothing(_: WriteTransaction) -> int:
+    return 0
+
+
 def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
-    runs = 0
+    runs = chunks = 0
     for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
         run = key[len(prefix) :]
         if transaction.snapshot().get("unfinished", run) is None:
             transaction.delete("session_runs", key)
+            chunks += transaction.delete_prefix("blobs", keys.run_prefix(run))
             runs += int(transaction.delete("runs", run))
     transaction.delete("locks", prefix[:-1])
     return Deletion(
@@ -320,4 +409,5 @@ def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
         checkpoints=transaction.delete_prefix("checkpoints", prefix),
         memory=transaction.delete_prefix("memory", prefix),
         runs=runs,
+        chunks=chunks + transaction.delete_prefix("blobs", prefix),
     )

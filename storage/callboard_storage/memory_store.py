@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import threading
+import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from callboard_protocol.errors import CallboardError, StoreClosedError
+from callboard_protocol.errors import CallboardError, DamagedRecordError, StoreClosedError
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import keys, reading
 from callboard_storage.acknowledgements import Answer, deliver
@@ -27,10 +30,24 @@ from callboard_storage.fencing import (
     claimable,
     holder_in,
     judge,
+    own,
     refuse_if_locked,
 )
+from callboard_storage.quarantine import Quarantine
 from callboard_storage.reading import Rows
-from callboard_storage.store import Acknowledge, Batch, Deletion, Fence, Lease, StoredRecord, StoreFigures
+from callboard_storage.room import Room, Space, check_limits
+from callboard_storage.store import (
+    Acknowledge,
+    Batch,
+    Deletion,
+    Fence,
+    Lease,
+    QuarantinedRecord,
+    StoredRecord,
+    StoreFigures,
+)
+
+ResultT = TypeVar("ResultT")
 
 
 class _Session:
@@ -98,7 +115,14 @@ class _Tables:
         )
 
     def get(self, table: Table, key: bytes) -> bytes | None:
-        return self.shared[table].get(key)
+        rows = self.shared.get(table)
+        if rows is None:
+            session = self.sessions.get(key[: key.index(b"\0") + 1])
+            rows = {} if session is None else session.tables.get(table, {})
+        return rows.get(key)
+
+    def chunk(self, key: bytes) -> bytes | None:
+        return None  # every frame is in its row
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
         rows = self.shared[table]
@@ -120,12 +144,25 @@ class _Tables:
         session = self.sessions.get(prefix)
         return [] if session is None else session.log[start:stop]
 
+    def newest_release(self) -> str:
+        return ""
+
 
 class MemoryStore:
-    """A `Store` whose contents last as long as the object. It may be closed and opened again, and shared by loops."""
+    """A `Store` whose contents last as long as the object. It may be closed and opened again, and shared by loops.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: how many bytes of frames it may hold; None is no limit. Part of them is kept for outcomes.
+
+    Raises:
+        UsageError: `max_bytes` is too small to work with.
+    """
+
+    def __init__(self, *, max_bytes: int | None = None) -> None:
+        check_limits(max_bytes, None)
         self._tables = _Tables()
+        self._room = Room(max_bytes, 0)
+        self._is_bounded = max_bytes is not None
         self._refusals = Refusals()
         self._answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
         self._lock = threading.Lock()
@@ -133,6 +170,8 @@ class MemoryStore:
         self._last_token = 0
         self._commits = 0
         self._batches = 0
+        self._quarantine = Quarantine()
+        self._measure()
 
     async def open(self) -> None:
         """Open it; nothing can fail."""
@@ -157,8 +196,11 @@ class MemoryStore:
         """Write the batch; the acknowledgement comes in a later turn of `loop`, one turn for a burst of commits."""
         self._check_open()
         frames = check_shape(batch, fence, self._owner)
+        if frames.large:
+            frames = frames.with_frames([large.whole() for large in frames.large])
         with self._lock:
             self._check_open()
+            self._quarantine.written(frames)
             error = self._take(frames, fence)
             answers = self._answers.get(loop)
             if answers is None:
@@ -166,25 +208,36 @@ class MemoryStore:
                 self._schedule(loop)
             answers.append((frames.session_id, acknowledge, error))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether work may begin."""
+        return self._room.has_room
+
+    async def find_room(self) -> bool:
+        """The same: it is always up to date."""
+        return self._room.has_room
+
     async def read_head(self, session_id: str) -> SessionHead | None:
         """Where a session stands."""
-        return reading.head(self._snapshot(), session_id)
+        return self._read(lambda tables: reading.head(tables, session_id, self._quarantine.add))
 
     async def read_log(
         self, session_id: str, *, start: int = 0, stop: int | None = None, limit: int | None = None
     ) -> Sequence[StoredRecord]:
         """Records of a session's log."""
-        snapshot = self._snapshot()
-        last = snapshot.last_sequence(keys.session_prefix(session_id))
-        return reading.log(snapshot, session_id, *reading.log_range(last, start, stop, limit))
+        return self._read(
+            lambda tables: reading.log(
+                tables, session_id, *reading.log_range(tables, session_id, start, stop, limit, self._quarantine.add)
+            )
+        )
 
     async def read_run(self, run_id: str) -> RunEntry | None:
         """A run's entry."""
-        return reading.run(self._snapshot(), run_id)
+        return self._read(lambda tables: reading.run(tables, run_id))
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
-        return reading.unfinished(self._snapshot())
+        return self._read(lambda tables: reading.unfinished(tables, session_id, self._quarantine.add))
 
     async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs: they belong to whoever has the store open."""
@@ -192,7 +245,7 @@ class MemoryStore:
             tables = self._snapshot()
             claimed = claimable(reading.owners_of_unfinished(tables, run_id), self._owner, self._is_alive)
             tables.shared["unfinished"].update(dict.fromkeys(claimed, self._owner))
-        return reading.unfinished(tables, set(claimed))
+        return reading.unfinished(tables, None, self._quarantine.add, set(claimed))
 
     async def others_died(self) -> bool:
         """Never: there are no others."""
@@ -204,23 +257,44 @@ class MemoryStore:
 
     async def held_elsewhere(self, session_id: str) -> bool:
         """Whether a session is in other hands than those that have this store open now."""
-        return reading.is_held_elsewhere(self._snapshot(), session_id, self._owner, self._is_alive)
+        return reading.is_held_elsewhere(
+            self._snapshot(), session_id, self._owner, self._is_alive, self._quarantine.add
+        )
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""
-        return reading.runs(self._snapshot(), after, limit)
+        return self._read(lambda tables: reading.runs(tables, after, limit, self._quarantine.add))
 
     async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
         """Ids of sessions with a head."""
-        return reading.session_ids(self._snapshot(), after, limit)
+        return self._read(lambda tables: reading.session_ids(tables, after, limit))
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
         """The session's stored checkpoints."""
-        return reading.checkpoints(self._snapshot(), session_id)
+        return self._read(lambda tables: reading.checkpoints(tables, session_id, self._quarantine.add))
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints."""
+        return self._read(lambda tables: reading.checkpoint(tables, session_id, checkpoint_id))
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's."""
+        frames = own(batch)
+        frames.append_copied(
+            self._read(lambda tables: reading.copied_log(tables, source, frames.session_id, through + 1))
+        )
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
         """All entries of a session's memory."""
-        return reading.memory(self._snapshot(), session_id)
+        return self._read(lambda tables: reading.memory(tables, session_id))
+
+    def quarantined(self) -> Sequence[QuarantinedRecord]:
+        """What it has found that cannot be read."""
+        return self._quarantine.records()
+
+    def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
+        """Have `told` called with each record that is found from now on."""
+        return self._quarantine.watch(told)
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
@@ -228,7 +302,10 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             refuse_if_locked(session_id, holder_in(self._tables.get("locks", prefix[:-1])), self._is_alive)
-            return self._tables.delete_session(prefix)
+            deletion = self._tables.delete_session(prefix)
+            self._quarantine.deleted(session_id, lambda run_id: keys.run_key(run_id) in self._tables.shared["runs"])
+            self._measure()
+            return deletion
 
     async def figures(self) -> StoreFigures:
         """What it holds."""
@@ -252,6 +329,13 @@ class MemoryStore:
         self._check_open()
         return self._tables
 
+    def _read(self, work: Callable[[_Tables], ResultT]) -> ResultT:
+        try:
+            return work(self._snapshot())
+        except DamagedRecordError as error:
+            self._quarantine.add(error)
+            raise
+
     def _take(self, batch: FrameBatch, fence: Fence | None) -> CallboardError | None:
         session = self._tables.session(batch.prefix)
         if fence is not None:
@@ -272,14 +356,20 @@ class MemoryStore:
             if verdict is not Verdict.WRITE:
                 self._refusals.refuse(batch.session_id, verdict)
                 return verdict
-            if fence.lease is not None:
-                self._pass_lock(batch, session, fence, fence.lease)
+        full = self._room.refusal(batch) if self._is_bounded else None
+        if full is not None:
+            if fence is not None:
+                self._refusals.refuse(batch.session_id, full)
+            return full
+        if fence is not None and fence.lease is not None:
+            self._pass_lock(batch, session, fence, fence.lease)
         session.log += batch.log
         for table, key, value in batch.changes:
             self._tables.change(session, table, key, value)
         self._tables.bytes_used += batch.log_size
         self._commits += 1
         self._batches += 1
+        self._measure()
         return None
 
     def _pass_lock(self, batch: FrameBatch, session: _Session, fence: Fence, lease: Lease) -> None:
@@ -294,6 +384,10 @@ class MemoryStore:
 
     def _is_alive(self, owner: bytes) -> bool:
         return owner == self._owner
+
+    def _measure(self) -> None:
+        if self._is_bounded:
+            self._room.measured(Space(self._tables.bytes_used, left=sys.maxsize), time.monotonic())
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from callboard_protocol import messages, model_calls, records, runs, sessions, tools
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UnknownSchemaError
 from callboard_storage.migrations import UPCASTERS, Upcaster
+
+CHUNK: Final = 64
+"""The schema id of a chunk of a large payload: bytes, and no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Schemas:
         """
         schema = self._by_id.get(number)
         if schema is None:
-            raise UnknownSchemaError(f"the record has schema {number}, which this release does not know")
+            raise unknown(f"has schema {number}, which this release does not know")
         return schema
 
     def upcast(self, schema: Schema, version: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -80,18 +83,19 @@ class Schemas:
             UnknownSchemaError: the version is newer than this release, or older than its oldest upcaster.
         """
         if version > schema.version:
-            raise UnknownSchemaError(
-                f"the record has version {version} of {schema.model.__name__}, this release reads {schema.version}"
-            )
+            raise unknown(f"has version {version} of {schema.model.__name__}, this release reads {schema.version}")
         while version < schema.version:
             upcaster = schema.upcasters.get(version)
             if upcaster is None:
-                raise UnknownSchemaError(
-                    f"the record has version {version} of {schema.model.__name__}, which no upcaster starts from"
-                )
+                raise unknown(f"has version {version} of {schema.model.__name__}, which no upcaster starts from")
             body = upcaster(body)
             version += 1
         return body
+
+
+def unknown(what: str) -> UnknownSchemaError:
+    """The error for a record that another release wrote; `what` ends the sentence that begins with the record."""
+    return UnknownSchemaError(f"the record {what}", context={"what": what})
 
 
 def _schema(number: int, version: int, model: type[Frozen]) -> Schema:

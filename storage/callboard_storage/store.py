@@ -99,6 +99,7 @@ class Deletion:
         checkpoints: of its checkpoints.
         memory: entries of its memory.
         runs: entries of runs that had ended.
+        chunks: pieces in which a store on disk kept large values of theirs; not counted in `total`.
     """
 
     records: int = 0
@@ -106,11 +107,37 @@ class Deletion:
     checkpoints: int = 0
     memory: int = 0
     runs: int = 0
+    chunks: int = 0
 
     @property
     def total(self) -> int:
-        """All of it together."""
+        """All that was stored, whatever it was kept in."""
         return self.records + self.heads + self.checkpoints + self.memory + self.runs
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRecord:
+    """A stored record that cannot be read. Its bytes stay where they are.
+
+    Attributes:
+        table: where it is: ``log``, ``heads``, ``checkpoints``, ``memory`` or ``runs``.
+        key: which one, readable: ``session#sequence``, ``session/name``, or an id.
+        session_id: the session it belongs to; None for a run's entry, whose session is in what cannot be read.
+        run_id: the run, for a run's entry.
+        sequence: its place in the session's log, for a record of one.
+        code: ``damaged_record``, or ``unknown_schema`` where a newer release wrote it.
+        message: what is wrong with it.
+        hint: what to do about it.
+    """
+
+    table: str
+    key: str
+    session_id: str | None
+    run_id: str | None
+    sequence: int | None
+    code: str
+    message: str
+    hint: str
 
 
 class Batch(Protocol):
@@ -124,6 +151,11 @@ class Batch(Protocol):
     @property
     def size(self) -> int:
         """Encoded bytes so far."""
+        ...
+
+    @property
+    def begins_work(self) -> bool:
+        """Whether it begins something, which can wait for room, rather than keep what has happened."""
         ...
 
     def append(self, sequence: int, record: LogRecord) -> None:
@@ -185,7 +217,7 @@ class Store(Protocol):
     def commit(
         self, batch: Batch, fence: Fence | None, loop: asyncio.AbstractEventLoop, acknowledge: Acknowledge
     ) -> None:
-        """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in the order of the commits.
+        """Have the batch written. Returns at once; `acknowledge` is called on `loop`, in order within a session.
 
         All of the batch becomes durable, or none of it. With a fence, the session's log must end at `fence.follows` and
         its lock must be the lease's, or be taken by this very batch: otherwise the batch is refused, unless the very
@@ -206,8 +238,27 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether work may begin: a plain look at what was measured last, for everyone who is about to act.
+
+        Without room, batches that begin work (a run, an intent, an entry of the queue) are refused with
+        `StoreFullError`; what keeps an outcome, an ending or a decision is taken as long as there is any place for it.
+        """
+        ...
+
+    async def find_room(self) -> bool:
+        """`has_room`, measured anew where there was none."""
+        ...
+
     async def read_head(self, session_id: str) -> SessionHead | None:
-        """Where a session stands, brought up to date from its log; None if there is none."""
+        """Where a session stands, brought up to date from its log; None if there is none.
+
+        A damaged head is quarantined and folded again from the log.
+
+        Raises:
+            DamagedRecordError: so is a record that it takes.
+        """
         ...
 
     async def read_log(
@@ -221,11 +272,18 @@ class Store(Protocol):
         ...
 
     async def read_run(self, run_id: str) -> RunEntry | None:
-        """A run's entry."""
+        """A run's entry.
+
+        Raises:
+            DamagedRecordError: it cannot be read.
+        """
         ...
 
-    async def read_unfinished(self) -> Sequence[RunEntry]:
-        """The entries of all runs that have not ended, in admission order. A damaged entry is left out and logged."""
+    async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
+        """The entries of runs that have not ended, in admission order: all of them, or those of one session.
+
+        What cannot be read is left out.
+        """
         ...
 
     async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
@@ -259,7 +317,7 @@ class Store(Protocol):
         ...
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
-        """Runs in the order of their ids, following `after`."""
+        """Runs in the order of their ids, following `after`. What cannot be read is left out, and does not count."""
         ...
 
     async def list_sessions(self, *, after: str | None = None, limit: int = 1000) -> Sequence[str]:
@@ -267,11 +325,55 @@ class Store(Protocol):
         ...
 
     async def read_checkpoints(self, session_id: str) -> Sequence[SessionCheckpoint]:
-        """The session's stored checkpoints, oldest log position first."""
+        """The session's stored checkpoints, oldest log position first. What cannot be read is left out."""
+        ...
+
+    async def read_checkpoint(self, session_id: str, checkpoint_id: str) -> SessionCheckpoint | None:
+        """One of the session's stored checkpoints.
+
+        Raises:
+            InvalidIdentifierError: the checkpoint's id cannot be a key.
+            DamagedRecordError: it fails its checksum or does not decode.
+        """
+        ...
+
+    async def copy_log(self, source: str, batch: Batch, *, through: int) -> None:
+        """Have an empty batch begin its session's log with a copy of another session's, frame by frame.
+
+        Nothing is written before the batch is committed, behind ``Fence(-1)``.
+
+        Args:
+            source: whose log.
+            batch: of another session.
+            through: the sequence of the last record to copy.
+
+        Raises:
+            DamagedRecordError: one of the records fails its checksum. The batch is as it was.
+            UsageError: the log ends before that, or the batch appends records already, or is not from this store.
+        """
         ...
 
     async def read_memory(self, session_id: str) -> Sequence[MemoryEntry]:
-        """All entries of a session's memory, by name."""
+        """All entries of a session's memory, by name.
+
+        Raises:
+            DamagedRecordError: one of them cannot be read.
+        """
+        ...
+
+    def quarantined(self) -> Sequence[QuarantinedRecord]:
+        """What it has found since it was made that cannot be read, in the order it was found, each once.
+
+        A record that is written anew or deleted is in there no longer.
+        """
+        ...
+
+    def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
+        """Have `told` called with each record that is found from now on, on whichever thread finds it.
+
+        Returns:
+            Ends that.
+        """
         ...
 
     async def delete_session(self, session_id: str) -> Deletion:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from callboard_protocol.errors import UnpersistableValueError
 
 _LONGEST_PATH = 120
+_LONGEST_LEAF = 1 << 30
 
 
 class Search:
@@ -18,6 +20,7 @@ class Search:
         packs: whether a value that is no container is stored as it is.
         comes_back: whether a value can be a key: stored, and read again.
         stored_form: what stands for one level of a value that is not stored as it is; raises where nothing does.
+        size: how many bytes a value takes that can be stored.
     """
 
     def __init__(
@@ -26,18 +29,55 @@ class Search:
         packs: Callable[[object], bool],
         comes_back: Callable[[object], bool],
         stored_form: Callable[[object], object],
+        size: Callable[[object], int],
     ) -> None:
         self._max_depth = max_depth
         self._packs = packs
         self._comes_back = comes_back
         self._stored_form = stored_form
+        self._size = size
 
     def error(self, record: str, body: dict[str, Any]) -> UnpersistableValueError:
         """The error that names the place."""
         path, reason = next(self._faults(body, "", 1), ("", "holds a value that cannot be stored"))
+        return self._error(record, path, reason)
+
+    def too_large(self, record: str, body: dict[str, Any], size: int, most: int) -> UnpersistableValueError:
+        """The error that names what most of an over-long record consists of.
+
+        Args:
+            record: the record's kind.
+            body: the record, as it would be stored.
+            size: its bytes.
+            most: the bytes it may have.
+        """
+        path = ""
+        value: Any = body
+        heaviest = size
+        while type(value) in {dict, list} and value:
+            parts = [(place, value[item] if type(value) is dict else item) for place, item in self._items(value)]
+            part_size, (place, part) = max(
+                ((self._size(part), (place, part)) for place, part in parts), key=itemgetter(0)
+            )
+            if 2 * part_size < heaviest:
+                break
+            path, value, heaviest = f"{path}{place}".lstrip("."), part, part_size
+        return self._error(
+            record,
+            path,
+            f"takes {heaviest:,} bytes of a record that would take {size:,}; at most {most:,} can be stored",
+            hint="keep it elsewhere (a file, an object store) and store where it is",
+            size=size,
+            most=most,
+        )
+
+    @staticmethod
+    def _error(record: str, path: str, reason: str, hint: str | None = None, **context: int) -> UnpersistableValueError:
         if len(path) > _LONGEST_PATH:
             path = path[:_LONGEST_PATH] + "..."
-        return UnpersistableValueError(f"{path or record} {reason}", context={"record": record, "path": path})
+        return UnpersistableValueError(
+            f"{path or record} {reason}", hint=hint, context={"record": record, "path": path, **context}
+        )
 
     def _faults(self, value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
         kind = type(value)
@@ -55,7 +95,9 @@ class Search:
 
     def _odd(self, value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
         kind = type(value).__name__
-        if isinstance(value, str):
+        if isinstance(value, str | bytes) and len(value) > _LONGEST_LEAF:
+            yield path, f"is a {kind} of {len(value):,} characters or bytes, which is too long to be stored"
+        elif isinstance(value, str):
             yield path, f"is a {kind} with a lone surrogate, which UTF-8 cannot carry"
         elif isinstance(value, set | frozenset):
             yield path, f"is a {kind}, which has no order: store a sorted list"

@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable
 from enum import Enum, auto
 from queue import SimpleQueue
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 import pykka
 
-from callboard_protocol.errors import CallboardError, StoreError
+from callboard_protocol.errors import CallboardError, StoreError, StoreFullError
+from callboard_storage import chunks
 from callboard_storage.acknowledgements import Answer, deliver
+from callboard_storage.ballast import Ballast
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import Holder, Refusals, Verdict, expected_token, holder_in, judge
 from callboard_storage.lmdb_environment import LmdbEnvironment, ReadTransaction, WriteTransaction, translated
 from callboard_storage.locks import Owners
-from callboard_storage.quota import Quota
+from callboard_storage.room import Room
 from callboard_storage.store import Fence, Lease
+from callboard_storage.uploads import Rows, Upload
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,6 @@ SECONDS_BETWEEN_READER_CHECKS = 60.0
 _CACHED_SESSIONS = 65_536
 """Sessions whose last sequence and lock are kept; past that the cache starts anew, and the tables are asked."""
 
-_Rows: TypeAlias = list[tuple[bytes, bytes]]
 _Changes: TypeAlias = dict[Table, dict[bytes, bytes | None]]
 _Answers: TypeAlias = dict[asyncio.AbstractEventLoop, list[Answer]]
 _Written: TypeAlias = dict[tuple[str, bytes], bytes | None]
@@ -58,7 +60,8 @@ class StoreWriter(pykka.ThreadingActor):
         queue: what to write.
         refusals: sessions that were refused and do not know it yet.
         owners: who has the directory open.
-        max_bytes: the quota on live bytes; None is none.
+        room: what it may still write; kept up to date here.
+        ballast: given up where a deletion needs its place.
     """
 
     use_daemon_thread = True
@@ -69,13 +72,16 @@ class StoreWriter(pykka.ThreadingActor):
         queue: WriteQueue,
         refusals: Refusals,
         owners: Owners,
-        max_bytes: int | None,
+        room: Room,
+        ballast: Ballast,
     ) -> None:
         super().__init__()
         self._environment = environment
         self._queue = queue
         self._refusals = refusals
-        self._quota = Quota(max_bytes)
+        self._room = room
+        self._ballast = ballast
+        self._is_known_full = False
         self._owners = owners
         self._standing: dict[str, tuple[int, int]] = {}
         """Where each session's log ends, and the token of its lock; 0 where it has none."""
@@ -95,14 +101,15 @@ class StoreWriter(pykka.ThreadingActor):
         queue: WriteQueue,
         refusals: Refusals,
         owners: Owners,
-        max_bytes: int | None,
+        room: Room,
+        ballast: Ballast,
     ) -> pykka.ActorRef[Self]:
         """Start it outside pykka's registry.
 
         The registry's `stop_all` belongs to everyone, and a user who stops their own actors with it must not stop the
         one that every durable run waits for.
         """
-        reference = cls.start(environment, queue, refusals, owners, max_bytes)
+        reference = cls.start(environment, queue, refusals, owners, room, ballast)
         pykka.ActorRegistry.unregister(reference)
         return reference
 
@@ -122,6 +129,8 @@ class StoreWriter(pykka.ThreadingActor):
             try:
                 if isinstance(work, Operation):
                     self._operate(work)
+                elif isinstance(work, Commit):
+                    self._upload(work)
                 else:
                     self._write(work)
             except Exception:  # an actor that ended here would leave every session waiting for good
@@ -142,24 +151,61 @@ class StoreWriter(pykka.ThreadingActor):
             self._refuse(group, error)
             return
         self._queue.batches += len(group)
+        if not self._room.has_room:
+            self._measure()  # a guess may have said so, and whoever is answered now acts on it
         for loop, of_loop in answers.items():
             _call(loop, deliver, loop, self._refusals, of_loop)
+
+    def _upload(self, commit: Commit) -> None:
+        """Bring a commit's large payloads a little further; once they are there, the commit is one like any other."""
+        upload = cast(Upload, commit.upload)
+        rows = upload.step()
+        if rows is None:
+            commit.batch, commit.upload = upload.uploaded(), None
+            self._queue.end_upload(commit)
+        elif rows:
+            error = self._transact(lambda transaction: self._apply_chunks(transaction, commit, rows))
+            if error is not None:
+                while upload.has_leftovers and self._transact(upload.discard) is None:
+                    pass  # as far as it goes: where there was no room for it, there may be none to remove it
+                self._refuse(commit, error)
+
+    def _apply_chunks(self, transaction: WriteTransaction, commit: Commit, rows: Rows) -> None:
+        if self._room.is_due(time.monotonic()):
+            self._measure()
+        upload = cast(Upload, commit.upload)
+        error = self._room.refusal(commit.batch, upload.written)
+        if error is not None:
+            raise error
+        size = sum(len(frame) for _, frame in rows)
+        self._room.count(size)
+        upload.written += size
+        transaction.write("blobs", rows)
 
     def _operate(self, operation: Operation) -> None:
         results: list[Any] = []
         self._standing.clear()
-        self._quota.forget()
-        error = self._transact(lambda transaction: results.append(operation.work(transaction)), lambda _: False)
+
+        def work(transaction: WriteTransaction) -> None:
+            results.append(operation.work(transaction))
+
+        error = self._transact(work)
+        if isinstance(error, StoreFullError) and self._ballast.drop():
+            error = self._transact(work)
+        self._look_for_room()
         if error is not None:
             self._refuse(operation, error)
         else:
-            _call(operation.loop, operation.done, results[0], None)
+            _call(operation.loop, operation.done, results[-1], None)
 
-    def _refuse(self, work: list[Commit] | Operation, error: CallboardError) -> None:
+    def _refuse(self, work: list[Commit] | Commit | Operation, error: CallboardError) -> None:
         """Answer everything with the same error, a fresh instance for each receiver."""
         if isinstance(work, Operation):
             _call(work.loop, work.done, None, error)
             return
+        if isinstance(work, Commit):
+            self._queue.give_up_upload(work)
+            work = [work]
         answers: _Answers = {}
         for item in work:
             if item.fence is not None:
@@ -169,13 +215,15 @@ class StoreWriter(pykka.ThreadingActor):
             _call(loop, deliver, loop, self._refusals, of_loop)
 
     def _transact(
-        self, work: Callable[[WriteTransaction], None], is_there: Callable[[ReadTransaction], bool]
+        self,
+        work: Callable[[WriteTransaction], None],
+        is_there: Callable[[ReadTransaction], bool] = lambda _: False,
     ) -> CallboardError | None:
         """Do the work in one transaction. None once it is durable; the error if nothing of it is.
 
         Args:
             work: what to do.
-            is_there: whether it is found on disk after a commit that failed.
+            is_there: whether it is found on disk after a commit that failed; what need not be known counts as lost.
         """
         transaction: WriteTransaction | None = None
         is_committing = False
@@ -185,27 +233,28 @@ class StoreWriter(pykka.ThreadingActor):
             if transaction.id != self._last_transaction + 1:
                 # Another process has committed since.
                 self._standing.clear()
-                self._quota.forget()
+                self._room.forget()
             work(transaction)
             is_committing = True
             transaction.commit()
         except Exception as failure:  # noqa: BLE001 - whatever it was, the group needs an answer
             self._standing.clear()
-            self._quota.forget()
+            self._room.forget()
             if transaction is not None:
                 transaction.abort()
             if transaction is None or not is_committing or not self._is_there_after_all(is_there):
                 for lease in self._granted:
                     lease.token = 0
-                return _as_ours(failure)
+                return self._as_ours(failure)
         self._last_transaction = transaction.id
         self._queue.commits += 1
         return None
 
     def _apply(self, transaction: WriteTransaction, group: list[Commit], answers: _Answers, written: _Written) -> None:
-        rows: _Rows = []
+        rows: Rows = []
         changes: _Changes = {}
-        self._quota.measure(transaction)
+        if self._room.is_due(time.monotonic()):
+            self._measure()
         for item in group:
             error = self._take_in(transaction, item, rows, changes)
             batch = item.batch
@@ -215,15 +264,22 @@ class StoreWriter(pykka.ThreadingActor):
                 written["log", batch.log[0][0]] = batch.log[0][1]
             answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
         self._write_out(transaction, rows)
-        for table, values in changes.items():
-            transaction.write(table, [(key, value) for key, value in values.items() if value is not None])
-            for key in [key for key, value in values.items() if value is None]:
-                transaction.delete(table, key)
+        self._change(transaction, changes)
         if not written:
             written.update({(table, key): value for table, values in changes.items() for key, value in values.items()})
 
+    @staticmethod
+    def _change(transaction: WriteTransaction, changes: _Changes) -> None:
+        for table, values in changes.items():
+            if table in chunks.HOLDING_TABLES:
+                for key, value in values.items():
+                    chunks.before_change(transaction, table, key, value)
+            transaction.write(table, [(key, value) for key, value in values.items() if value is not None])
+            for key in [key for key, value in values.items() if value is None]:
+                transaction.delete(table, key)
+
     def _take_in(
-        self, transaction: WriteTransaction, item: Commit, rows: _Rows, changes: _Changes
+        self, transaction: WriteTransaction, item: Commit, rows: Rows, changes: _Changes
     ) -> CallboardError | None:
         """Add a batch to what the transaction writes; the error if it is refused."""
         batch, fence = item.batch, item.fence
@@ -233,10 +289,10 @@ class StoreWriter(pykka.ThreadingActor):
                 return None
             if verdict is not Verdict.WRITE:
                 return verdict
-        refusal = self._quota.refusal(batch)
+        refusal = self._room.refusal(batch)
         if refusal is not None:
             return refusal
-        self._quota.count(batch)
+        self._room.count(batch.size)
         if fence is not None:
             if batch.log:
                 rows += batch.log
@@ -247,9 +303,7 @@ class StoreWriter(pykka.ThreadingActor):
             changes.setdefault(table, {})[key] = value
         return None
 
-    def _judge(
-        self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: _Rows
-    ) -> Verdict | CallboardError:
+    def _judge(self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: Rows) -> Verdict | CallboardError:
         session_id = item.batch.session_id
         if self._refusals:
             refusal = self._refusals.standing(session_id, item.stamp)
@@ -298,7 +352,7 @@ class StoreWriter(pykka.ThreadingActor):
         self._standing[batch.session_id] = (end, token)
 
     @staticmethod
-    def _write_out(transaction: WriteTransaction, rows: _Rows) -> None:
+    def _write_out(transaction: WriteTransaction, rows: Rows) -> None:
         """Write the group's rows so far, before the log is asked about something they may have changed."""
         transaction.write("log", rows)
         rows.clear()
@@ -317,6 +371,35 @@ class StoreWriter(pykka.ThreadingActor):
         logger.warning("a commit failed; opened anew, its transaction is %s disk", "on" if found else "not on")
         return found
 
+    def _look_for_room(self) -> None:
+        """Measure now, and set the ballast aside again once there is room for it."""
+        self._measure()
+        if self._room.has_room:
+            self._ballast.lay()
+
+    def _measure(self) -> None:
+        try:
+            space = self._environment.space()
+        except (StoreError, OSError) as error:
+            logger.warning("the room that is left cannot be measured: %s", error)
+            return
+        self._room.measured(space, time.monotonic())
+        if self._room.has_room == self._is_known_full:
+            self._is_known_full = not self._room.has_room
+            what = "nothing begins before there is room again" if self._is_known_full else "there is room again"
+            logger.warning("%s: %s", what, self._room.described())
+
+    def _as_ours(self, failure: Exception) -> CallboardError:
+        if isinstance(failure, LmdbEnvironment.Error):
+            error = translated(failure, "the commit", self._environment.growth())
+            if isinstance(error, StoreFullError):
+                self._room.failed(time.monotonic())
+            return error
+        if isinstance(failure, CallboardError):
+            return failure
+        logger.error("a transaction failed", exc_info=failure)
+        return StoreError(f"the writer failed: {failure!r}")
+
     def _check_readers(self) -> None:
         self._readers_checked = time.monotonic()
         try:
@@ -326,15 +409,6 @@ class StoreWriter(pykka.ThreadingActor):
         else:
             if freed:
                 logger.warning("freed %d reader slots of dead processes", freed)
-
-
-def _as_ours(failure: Exception) -> CallboardError:
-    if isinstance(failure, LmdbEnvironment.Error):
-        return translated(failure, "the commit")
-    if isinstance(failure, CallboardError):
-        return failure
-    logger.error("a transaction failed", exc_info=failure)
-    return StoreError(f"the writer failed: {failure!r}")
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:

@@ -30,6 +30,7 @@ from callboard import (
     Runtime,
     RuntimeLimits,
     ScriptedModel,
+    SessionExistsError,
     ToolCall,
     ToolContext,
     tool,
@@ -38,6 +39,7 @@ from callboard_storage.lmdb_store import LmdbStore
 
 MAP_SIZE = 1 << 30
 ROUNDS = 3
+STRIDES = 200
 SESSIONS = 5
 WINDOW = 8
 """Runs that are unfinished at a time: half of them at work, the others in the queue."""
@@ -310,6 +312,43 @@ class Worker:
             return "slept"
 
         await self.one_run(Agent("sleeper", pattern=sleep))
+
+    async def traveller(self) -> None:
+        """A session; and until a file says stop, forks of it, each of which goes back to another step."""
+        world = self.world
+
+        async def stride(number: int) -> int:
+            return number
+
+        async def walk(ctx: RunContext[None]) -> str:
+            for number in range(int(ctx.input_text)):
+                ctx.state["walked"] = ctx.state.get("walked", 0) + 1
+                await ctx.step("stride", stride, number)
+            return f"walked {ctx.state['walked']}"
+
+        agent = Agent("walker", pattern=walk, state_type=dict, budget=_PATIENT)
+        async with Runtime([agent], store=self._opened()) as runtime:
+            await runtime.run(agent, str(STRIDES), run_id="seed", session_id="source")
+            number = len(await runtime.sessions.list()) - 1
+            while not self.work.world.with_suffix(".stop").exists():
+                for fork in (f"fork{number - 1}", f"fork{number}"):
+                    if fork == "fork-1":
+                        continue
+                    world.note("forking", fork)
+                    try:
+                        await runtime.sessions.fork("source", fork)
+                    except SessionExistsError:
+                        world.note("there", fork)
+                    else:
+                        world.note("forked", fork)
+                    step = int(fork.removeprefix("fork")) % STRIDES
+                    back = f"seed:step:{step}"
+                    world.note("going", fork)
+                    result = await runtime.run(
+                        agent, "2", run_id=f"run-{fork}", session_id=fork, resume_from_checkpoint=back
+                    )
+                    world.note("result", result.run_id, json.dumps([result.stop_reason, result.final_output]))
+                number += 1
 
     async def deadly(self) -> None:
         """A run that ends its process whenever it runs, beside one that is innocent."""

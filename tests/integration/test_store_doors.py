@@ -463,7 +463,7 @@ async def test_stores_of_one_process_share_a_directory(directory, tmp_path, monk
 
 
 async def test_stores_of_one_process_must_agree_on_their_options(directory):
-    async with opened(directory, max_bytes=10**6):
+    async with opened(directory, max_bytes=10**7):
         with pytest.raises(StoreOpenError, match="with other options"):
             await LmdbStore(directory, map_size=MAP_SIZE).open()
     async with opened(directory) as store:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lmdb
 import pytest
 
 from callboard import Agent, RunResult, Runtime
@@ -121,6 +122,15 @@ class Place:
     def carry_on(self, agents: Sequence[Agent[Any, Any]], run_id: str, **options: Any) -> RunResult[Any]:
         """Open the directory again, and see a run through that an earlier process left."""
         return self.live(agents, lambda runtime: runtime.wait(run_id), **options)
+
+    def flip(self, table: str, key: bytes) -> None:
+        """A bit of a stored row turns over, as on a disk that is failing; done twice, the row is whole again."""
+        environment = lmdb.open(str(self.data), map_size=MAP_SIZE, max_dbs=64)
+        database = environment.open_db(table.encode(), create=False)
+        with environment.begin(write=True, db=database) as transaction:
+            frame = transaction.get(key)
+            transaction.put(key, frame[:-1] + bytes([frame[-1] ^ 1]))
+        environment.close()
 
     async def log(self, session_id: str) -> list[LogRecord]:
         """What the disk holds of a session, read as any process would."""

@@ -26,6 +26,7 @@ from callboard import (
     tool,
 )
 from callboard_protocol.states import RunState
+from callboard_storage.store import Deletion
 
 pytestmark = pytest.mark.anyio
 
@@ -134,12 +135,7 @@ async def test_what_cannot_run_raises_at_once_and_leaves_nothing_on_disk(place: 
                 await runtime.run(agent, "go", **bad)
         with pytest.raises(UsageError, match="did you mean 'session_id'"):
             await runtime.run(agent, "go", sesion_id="s")
-        for unbuilt in (
-            {"on_crash": "restart"},
-            {"on_busy": "interrupt"},
-            {"account": "team"},
-            {"resume_from_checkpoint": "c"},
-        ):
+        for unbuilt in ({"on_crash": "restart"}, {"on_busy": "interrupt"}, {"account": "team"}):
             with pytest.raises(NotImplementedYetError):
                 await runtime.run(agent, "go", **unbuilt)
         assert await runtime.runs.list() == []
@@ -364,17 +360,21 @@ async def test_release_and_delete_take_idle_sessions_only(place: Any) -> None:
     gate, agent = gated()
     async with place.runtime(agent) as runtime:
         handle = await runtime.submit(agent, "go", session_id="s")
+        waiting = await runtime.submit(agent, "go", session_id="s")
         assert await runtime.sessions.release("s") is False
         with pytest.raises(RuntimeBusyError):
             await runtime.sessions.delete("s")
         gate.open()
+        await waiting.result()
         await handle.result()
         assert runtime.stats().active_sessions == 1
         assert await runtime.sessions.release("s") is True
         assert runtime.stats().active_sessions == 0
-        await runtime.sessions.delete("s")
-        with pytest.raises(UnknownSessionError):
-            await runtime.sessions.get("s")
+        gone = await runtime.sessions.delete("s")
+        assert gone == Deletion(records=4, heads=1, checkpoints=2, runs=2)
+        for method in (runtime.sessions.get, runtime.sessions.release, runtime.sessions.delete):
+            with pytest.raises(UnknownSessionError):
+                await method("s")
         with pytest.raises(UnknownRunError):
             await runtime.runs.get(handle.run_id)
 

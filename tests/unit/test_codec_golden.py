@@ -184,7 +184,17 @@ EXAMPLES: tuple[Frozen, ...] = (
     ),
     records.SignalReceived(**COMMON, channel="mail", value=PLAIN),
     records.SleepBegan(**COMMON, step="4", wake_at=1800000000.5, clock=(2.5,)),
-    records.SessionRewound(**COMMON, checkpoint_id="mine", to_sequence=2, transcript_length=3, state_sequence=1),
+    records.SessionRewound(
+        **COMMON,
+        checkpoint_id="mine",
+        to_sequence=2,
+        transcript_length=3,
+        state_sequence=1,
+        artifact_count=4,
+        usage=USAGE,
+        messages=TALK[2:],
+        forked_from="source",
+    ),
     records.TranscriptCompacted(**COMMON, replaced=2, summary=TALK[:1], assembler="head+tail"),
     records.RunEnded(
         **COMMON,

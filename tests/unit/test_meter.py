@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from callboard.meter import RunMeter
 from callboard_protocol.amounts import Amount
 from callboard_protocol.messages import Usage
+from callboard_protocol.meter import RunMeter
 from callboard_protocol.model_calls import ModelResponse
 from callboard_protocol.records import IntentRecorded, LogRecord, RunEnded, StepCompleted
 from callboard_protocol.runs import ErrorDetails, RunUsage

@@ -14,7 +14,7 @@ from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
 from callboard_protocol.messages import Message
 from callboard_protocol.records import AgentSnapshot, RunBegan, StepCompleted
 from callboard_protocol.runs import RunRequest
-from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionHead
+from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_storage import codec
 from callboard_storage.lmdb_store import LmdbStore
@@ -135,7 +135,11 @@ async def test_a_damaged_record_of_a_long_log_is_an_error_too(filled, reopen):
     assert (await store.read_head("two")).next_sequence == 3
 
 
-async def test_a_damaged_head_is_folded_again_from_the_log(filled, reopen, caplog):
+def places(store: LmdbStore) -> list[tuple[str, str, str]]:
+    return [(record.table, record.key, record.code) for record in store.quarantined()]
+
+
+async def test_a_damaged_head_is_folded_again_from_the_log(filled, reopen):
     store = await reopen()
     expected = await store.read_head("one")
     assert expected is not None
@@ -143,19 +147,19 @@ async def test_a_damaged_head_is_folded_again_from_the_log(filled, reopen, caplo
     damage(filled, b"heads", 0)
     store = await reopen()
     assert await store.read_head("one") == expected
-    assert "is rebuilt from its log" in caplog.text
+    assert places(store) == [("heads", "one", "damaged_record")]
 
 
-async def test_a_damaged_run_is_left_out_of_recovery(filled, reopen, caplog):
+async def test_a_damaged_run_is_left_out_of_recovery(filled, reopen):
     damage(filled, b"runs", 0)
     store = await reopen()
     assert [entry.run_id for entry in await store.read_unfinished()] == ["run-two"]
-    assert "run 'run-one' is left out of recovery" in caplog.text
+    assert places(store) == [("runs", "run-one", "damaged_record")]
     with pytest.raises(DamagedRecordError):
         await store.read_run("run-one")
 
 
-async def test_an_index_without_its_entry_is_left_out_of_recovery(filled, reopen, caplog):
+async def test_an_index_without_its_entry_is_left_out_of_recovery(filled, reopen):
     environment = lmdb.open(str(filled), map_size=MAP_SIZE, max_dbs=16)
     database = environment.open_db(b"runs")
     with environment.begin(write=True, db=database) as transaction:
@@ -163,7 +167,7 @@ async def test_an_index_without_its_entry_is_left_out_of_recovery(filled, reopen
     environment.close()
     store = await reopen()
     assert [entry.run_id for entry in await store.read_unfinished()] == ["run-two"]
-    assert "run 'run-one' is left out of recovery" in caplog.text
+    assert places(store) == [("runs", "run-one", "damaged_record")]
 
 
 async def test_a_record_moved_to_another_key_is_damaged(filled, reopen):
@@ -190,5 +194,101 @@ async def test_a_damaged_session_can_still_be_deleted(filled, reopen):
     damage(filled, b"log", 1)
     damage(filled, b"memory", 0)
     store = await reopen()
+    with pytest.raises(DamagedRecordError):
+        await store.read_log("one")
     assert (await store.delete_session("one")).total == 5
     assert list(await store.read_log("one")) == []
+    assert places(store) == []
+
+
+async def test_an_error_says_which_record_it_is_and_what_to_do(filled, reopen):
+    damage(filled, b"log", 1)
+    damage(filled, b"memory", 1)
+    store = await reopen()
+    with pytest.raises(DamagedRecordError, match="record 1 of session 'one' fails its checksum") as of_log:
+        await store.read_log("one")
+    assert of_log.value.context["session_id"] == "one"
+    assert of_log.value.context["sequence"] == 1
+    assert "runtime.sessions.fork(source, target, checkpoint_id)" in of_log.value.hint
+    with pytest.raises(DamagedRecordError, match="the memory entry 'note' of session 'two'"):
+        await store.read_memory("two")
+
+
+async def test_what_cannot_be_read_is_told_once_and_kept(filled, reopen, caplog):
+    damage(filled, b"log", 1)
+    damage(filled, b"memory", 1)
+    store = await reopen()
+    told: list[Any] = []
+    end = store.watch_quarantine(told.append)
+    for _ in range(3):
+        with pytest.raises(DamagedRecordError):
+            await store.read_log("one")
+    assert told == list(store.quarantined())
+    (record,) = told
+    assert (record.table, record.key, record.session_id, record.run_id, record.sequence) == (
+        "log",
+        "one#1",
+        "one",
+        None,
+        1,
+    )
+    assert caplog.text.count("quarantined: record 1 of session 'one'") == 1
+    end()
+    with pytest.raises(DamagedRecordError):
+        await store.read_memory("two")
+    assert len(told) == 1
+    assert len(store.quarantined()) == 2
+
+
+async def test_a_list_of_runs_leaves_out_what_cannot_be_read_and_goes_on_behind_it(filled, reopen):
+    damage(filled, b"runs", 0)
+    store = await reopen()
+    assert [entry.run_id for entry in await store.list_runs()] == ["run-two"]
+    assert [entry.run_id for entry in await store.list_runs(limit=1)] == ["run-two"]
+    assert list(await store.list_runs(after="run-two")) == []
+    assert list(await store.list_runs(limit=0)) == []
+    assert list(await store.list_sessions()) == ["one", "two"]
+    assert places(store) == [("runs", "run-one", "damaged_record")]
+
+
+async def test_a_damaged_checkpoint_is_left_out_and_its_neighbours_are_read(filled, reopen):
+    store = await reopen()
+    loop = asyncio.get_running_loop()
+    batch = store.batch("one")
+    for name in ("early", "late"):
+        batch.put_checkpoint(SessionCheckpoint(checkpoint_id=name, session_id="one", log_position=1))
+    written = loop.create_future()
+    store.commit(batch, None, loop, written.set_result)
+    assert await written is None
+    await store.close()
+    damage(filled, b"checkpoints", 0)
+    store = await reopen()
+    assert [one.checkpoint_id for one in await store.read_checkpoints("one")] == ["late"]
+    assert places(store) == [("checkpoints", "one/early", "damaged_record")]
+
+
+async def test_what_is_written_anew_is_quarantined_no_longer(filled, reopen):
+    damage(filled, b"memory", 0)
+    store = await reopen()
+    with pytest.raises(DamagedRecordError):
+        await store.read_memory("one")
+    assert len(places(store)) == 1
+    loop = asyncio.get_running_loop()
+    batch = store.batch("one")
+    batch.put_memory(MemoryEntry(name="note", value="again"))
+    written = loop.create_future()
+    store.commit(batch, None, loop, written.set_result)
+    assert await written is None
+    assert places(store) == []
+    assert [entry.value for entry in await store.read_memory("one")] == ["again"]
+
+
+async def test_what_a_newer_release_wrote_names_that_release(filled, reopen):
+    newer = codec.Codec(Schemas([Schema(35, 2, MemoryEntry)]), PARTS)
+    damage(filled, b"memory", 0, lambda _: newer.encode(b"one\0note", MemoryEntry(name="note")))
+    damage(filled, b"meta", 2, lambda _: b"7.1.0")
+    store = await reopen()
+    with pytest.raises(UnknownSchemaError, match="version 2 of MemoryEntry") as unknown:
+        await store.read_memory("one")
+    assert "Callboard 7.1.0" in unknown.value.hint
+    assert places(store) == [("memory", "one/note", "unknown_schema")]

@@ -1,4 +1,4 @@
-"""The pure parts of the stores: keys, fences, refusals, the queue, the quota, which store is meant."""
+"""The pure parts of the stores: keys, fences, refusals, the queue, which store is meant."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from typing import Any
 
 import pytest
 
-from callboard_protocol.errors import (
-    FencedError,
-    InvalidIdentifierError,
-    SessionLockedError,
-    StoreError,
-    StoreFullError,
-)
-from callboard_protocol.records import RunEnded, RunSuspended, StepCompleted
+from callboard_protocol.errors import FencedError, InvalidIdentifierError, SessionLockedError, StoreError
+from callboard_protocol.records import StepCompleted
 from callboard_storage import keys
 from callboard_storage.batch import FrameBatch
 from callboard_storage.fencing import Holder, Refusals, Verdict, claimable, holder_in, judge
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
 from callboard_storage.open_store import open_store
-from callboard_storage.quota import Quota
 from callboard_storage.store import Fence, Lease
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
@@ -235,7 +228,7 @@ def test_a_group_is_bounded_in_bytes_and_the_rest_keeps_its_turn(loop):
 
 def test_an_operation_has_a_transaction_to_itself(loop):
     queue = WriteQueue(Alarm())
-    operation = Operation(lambda _: 0, loop, lambda _count, _error: None)
+    operation = Operation("session", lambda _: 0, loop, lambda _count, _error: None)
     commits = [commit_of(loop, 1) for _ in range(4)]
     for item in (operation, *commits[:2], operation, *commits[2:]):
         queue.put(item)
@@ -285,66 +278,6 @@ def test_no_wakening_is_lost_between_threads(loop):
             taken += 1
     for thread in threads:
         thread.join()
-
-
-# ---- the quota
-
-
-class Pages:
-    """A transaction that only knows how much there is."""
-
-    def __init__(self, used: int) -> None:
-        self.used = used
-        self.asked = 0
-
-    def bytes_used(self) -> int:
-        self.asked += 1
-        return self.used
-
-
-def test_a_full_store_refuses_what_goes_on_and_takes_what_ends():
-    quota = Quota(1000)
-    quota.measure(Pages(1000))
-    ending = FrameBatch("session")
-    ending.append(0, RunSuspended(run_id="run", ordinal=0, at=1.0))
-    ending.append(1, RunEnded(run_id="run", ordinal=1, at=1.0, stop_reason="failed"))
-    assert isinstance(quota.refusal(batch_of(0, "x")), StoreFullError)
-    assert quota.refusal(ending) is None
-    assert quota.refusal(FrameBatch("session")) is None
-
-
-def test_without_a_quota_nothing_is_counted():
-    quota = Quota(None)
-    pages = Pages(10**15)
-    quota.measure(pages)
-    assert pages.asked == 0
-    assert quota.refusal(batch_of(0, "x")) is None
-
-
-def test_live_bytes_are_counted_anew_only_near_the_limit():
-    quota = Quota(1_000_000)
-    pages = Pages(0)
-    quota.measure(pages)
-    quota.count(batch_of(0, "x" * 1000))
-    quota.measure(pages)
-    assert pages.asked == 1
-    for _ in range(300):
-        quota.count(batch_of(0, "x" * 1000))
-    quota.measure(pages)
-    assert pages.asked == 2
-    quota.forget()
-    quota.measure(pages)
-    assert pages.asked == 3
-
-
-def test_what_one_group_adds_counts_against_the_quota():
-    batch = batch_of(0, "x" * 900)
-    quota = Quota(1000 + 3 * batch.size)
-    quota.measure(Pages(1000))
-    for _ in range(3):
-        assert quota.refusal(batch) is None
-        quota.count(batch)
-    assert isinstance(quota.refusal(batch), StoreFullError)
 
 
 # ---- which store is meant

@@ -18,11 +18,12 @@ import pykka
 import pytest
 
 from callboard_protocol.errors import CallboardError, FencedError, StoreError, StoreFullError
-from callboard_protocol.records import RunEnded, StepCompleted
+from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_storage import lmdb_environment
 from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.room import MIB
 from callboard_storage.store import Fence
 from callboard_storage.write_queue import Operation
 from callboard_storage.writer import StoreWriter, Wake
@@ -75,7 +76,7 @@ def writer_at_work(store: LmdbStore) -> Iterator[None]:
         return 0
 
     loop = asyncio.get_running_loop()
-    store._directory.queue.put(Operation(hold, loop, lambda _count, _error: None))
+    store._directory.queue.put(Operation("session", hold, loop, lambda _count, _error: None))
     begun.wait()
     try:
         yield
@@ -139,7 +140,7 @@ async def test_a_refusal_in_one_group_still_stands_in_the_next(store):
     queue = store._directory.queue
     with writer_at_work(store):
         first = send(store, 1, "stale")
-        queue.put(Operation(lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
+        queue.put(Operation("session", lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
         second = send(store, 3, "would fit by chance")
     assert isinstance(await first, FencedError)
     assert isinstance(await second, FencedError)
@@ -247,7 +248,7 @@ async def test_a_full_map_refuses_its_group_and_the_store_goes_on(tmp_path):
     try:
         assert await send(store, 0, "small") is None
         with writer_at_work(store):
-            huge, beside = send(store, 0, "x" * 400_000, session_id="huge"), send(store, 1, "small")
+            huge, beside = send(store, 0, *["x" * 50_000] * 8, session_id="huge"), send(store, 1, "small")
             behind = send(store, 2, "small")
         errors = [await huge, await beside, await behind]
         assert all(isinstance(error, StoreFullError) for error in errors)
@@ -324,7 +325,7 @@ async def test_after_a_failed_commit_what_already_waits_is_refused(store, monkey
     with writer_at_work(store):
         # What holds the writer up commits first; the second commit fails, the third goes through.
         lost = send(store, 1, "lost")
-        queue.put(Operation(lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
+        queue.put(Operation("session", lambda _: 0, asyncio.get_running_loop(), lambda _count, _error: None))
         by_chance = send(store, 1, "fits what is on disk")
         monkeypatch.setattr(WriteTransaction, "commit", fail_the_second)
     assert isinstance(await lost, StoreError)
@@ -434,22 +435,21 @@ async def test_a_cancelled_deletion_still_happens(store):
 # ---- the quota
 
 
-async def test_past_the_quota_work_is_refused_and_its_end_is_not(tmp_path):
-    store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE, max_bytes=600_000)
+async def test_at_the_quota_nothing_gets_in_but_a_deletion_and_then_there_is_room(tmp_path):
+    store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE, max_bytes=MIB)
     await store.open()
     try:
+        assert store.has_room
         sequence = 0
         while (error := await send(store, sequence, "x" * 5000)) is None:
             sequence += 1
         assert isinstance(error, StoreFullError)
-        assert 40 < sequence < 120
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        batch = store.batch("session")
-        batch.append(sequence, RunEnded(run_id="run", ordinal=sequence, at=1.0, stop_reason="failed"))
-        store.commit(batch, Fence(sequence - 1), loop, ended.set_result)
-        assert await ended is None
-        assert (await store.delete_session("session")).total == sequence + 1
+        assert 60 < sequence < 200
+        assert (await store.figures()).bytes_used <= MIB
+        assert not store.has_room
+        assert not await store.find_room()
+        assert (await store.delete_session("session")).total == sequence
+        assert store.has_room
         assert await send(store, 0, "x" * 5000) is None
     finally:
         await store.close()

@@ -61,6 +61,8 @@ def verify(path: Directory, *, as_json: AsJson = False) -> None:
             f"{report.path}: {verdict}. {report.sessions} sessions, {rows} rows, {decimal(report.bytes_checked)} "
             f"in {report.seconds:.1f} s ({decimal(int(report.bytes_per_second))}/s)"
         )
+        if report.unreferenced_chunks:
+            typer.echo(f"{report.unreferenced_chunks} pieces of large values belong to no record; compact removes them")
     if not report.is_sound:
         raise typer.Exit(DAMAGED)
 

@@ -53,7 +53,9 @@ def compact(
         try:
             staging.mkdir(mode=0o700)
             point("begun")
-            _check_room(directory, child.copy_or_raise("stats", {"path": str(directory)}, inherited=(descriptor,)))
+            place = {"path": str(directory)}
+            swept = child.copy_or_raise("sweep", place, inherited=(descriptor,))
+            _check_room(directory, child.copy_or_raise("stats", place, inherited=(descriptor,)))
             arguments = {"path": str(directory), "file": str(new), "mode": before.st_mode & 0o777, "gently": False}
             copied = child.copy_or_raise("copy", arguments, inherited=(descriptor,), progress=progress)
             point("copied")
@@ -70,6 +72,7 @@ def compact(
         bytes_before=before.st_size,
         bytes_after=copied["bytes"],
         rows=rows,
+        chunks_removed=swept["chunks"],
         seconds=time.perf_counter() - began,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final
 
 from callboard_protocol._version import __version__
 from callboard_protocol.errors import UnknownSessionError, UsageError
-from callboard_storage import keys
+from callboard_storage import chunks, keys
 from callboard_storage.codec import CODEC
 from callboard_storage.reading import Snapshot
 from callboard_storage.upkeep import child, turns
@@ -75,7 +75,7 @@ def write_session(snapshot: Snapshot, session_id: str, file: BinaryIO) -> dict[s
 
     line({"callboard": "session", "format": FORMAT, "release": __version__, "session_id": session_id})
     for table, key, frame in _rows(snapshot, keys.session_prefix(session_id)):
-        schema, version, body = CODEC.body(key, frame)
+        schema, version, body = CODEC.body(key, chunks.whole(snapshot, table, key, frame))
         place = {"sequence": keys.sequence_of(key)} if table == "log" else {}
         line(
             {

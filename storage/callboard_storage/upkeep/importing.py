@@ -11,11 +11,19 @@ from typing import Any, TypeVar, cast
 
 from callboard_protocol.base import check_identifier
 from callboard_protocol.errors import CallboardError, RunConflictError, StoreVersionError, UsageError
-from callboard_protocol.records import LogRecord, Record, RunBegan
+from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.runs import RunRequest
-from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
+from callboard_protocol.sessions import (
+    MemoryEntry,
+    RunEntry,
+    SessionCheckpoint,
+    SessionHead,
+    step_checkpoint_id,
+    step_of_checkpoint,
+)
 from callboard_protocol.states import UNFINISHED
 from callboard_storage.codec import CODEC
+from callboard_storage.committing import commit
 from callboard_storage.store import Batch, Fence, Store
 from callboard_storage.upkeep.exporting import FORMAT
 from callboard_storage.upkeep.plain_json import from_json
@@ -62,12 +70,7 @@ async def import_session(
     await _check_absent(store, session)
     batch = store.batch(session.id)
     session.fill(batch)
-    loop = asyncio.get_running_loop()
-    written: asyncio.Future[CallboardError | None] = loop.create_future()
-    store.commit(batch, Fence(-1) if session.log else None, loop, written.set_result)
-    error = await asyncio.shield(written)
-    if error is not None:
-        raise error
+    await commit(store, batch, Fence(-1) if session.log else None)
     return ImportReport(session_id=session.id, runs=session.new_runs, rows=session.rows)
 
 
@@ -104,8 +107,7 @@ class _Session:
             active, last = self._run(head.active_run), self._run(head.last_run)
             batch.put_head(_with(head, session_id=self.id, active_run=active, last_run=last))
         for one in self.checkpoints:
-            run, _, behind = one.checkpoint_id.partition(":step:")
-            name = f"{self._run(run)}:step:{behind}" if behind else one.checkpoint_id
+            name = self._checkpoint(one.checkpoint_id)
             batch.put_checkpoint(_with(one, session_id=self.id, run_id=self._run(one.run_id), checkpoint_id=name))
         for entry in self.memory:
             batch.put_memory(entry)
@@ -135,12 +137,18 @@ class _Session:
     def _run(self, run_id: str | None) -> str | None:
         return None if run_id is None else self.new_runs.get(run_id, run_id)
 
+    def _checkpoint(self, checkpoint_id: str) -> str:
+        step = step_of_checkpoint(checkpoint_id)
+        return checkpoint_id if step is None else step_checkpoint_id(self.new_runs.get(step[0], step[0]), step[1])
+
     def _renamed_record(self, record: LogRecord) -> LogRecord:
         if self.id == self.old_id:
             return record
         renamed = _with(record, run_id=self._run(record.run_id))
         if isinstance(renamed, RunBegan):
             return _with(renamed, request=self._renamed_request(renamed.request))
+        if isinstance(renamed, SessionRewound):
+            return _with(renamed, checkpoint_id=self._checkpoint(renamed.checkpoint_id))
         return renamed
 
     def _renamed_request(self, request: RunRequest) -> RunRequest:
@@ -151,6 +159,7 @@ class _Session:
             session_id=session_id,
             run_id=self._run(request.run_id),
             parent_run_id=self._run(request.parent_run_id),
+            resume_from_checkpoint=request.resume_from_checkpoint and self._checkpoint(request.resume_from_checkpoint),
         )
 
 

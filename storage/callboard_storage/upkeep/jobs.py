@@ -12,8 +12,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreVersionError
-from callboard_storage.lmdb_environment import FORMAT_VERSION, LmdbEnvironment, ReadOnlyEnvironment, ReadTransaction
+from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreOpenError, StoreVersionError
+from callboard_storage import chunks, data_file, doors
+from callboard_storage.lmdb_environment import (
+    FORMAT_VERSION,
+    LmdbEnvironment,
+    ReadOnlyEnvironment,
+    ReadTransaction,
+    translated,
+)
 from callboard_storage.upkeep.exporting import write_session
 from callboard_storage.upkeep.walk import Walk
 
@@ -60,6 +67,11 @@ def opened(path: str) -> ReadOnlyEnvironment:
 def verify(arguments: dict[str, Any]) -> dict[str, Any]:
     """Walk tables; tells each problem, and each table once it is done."""
     environment = opened(arguments["path"])
+    if arguments["shard"] == 0:
+        try:
+            data_file.check(Path(arguments["path"]) / doors.DATA_FILE)
+        except StoreOpenError as error:
+            tell("problem", table="", what=error.message)
 
     def walk(snapshot: ReadTransaction) -> None:
         total = snapshot.bytes_used()
@@ -77,6 +89,7 @@ def verify(arguments: dict[str, Any]) -> dict[str, Any]:
                 tell("problem", table=table, what=f"cannot be read to its end: {error}")
             else:
                 tell("walked", table=table, rows=rows, bytes=size, sessions=sessions)
+        tell("unreferenced", chunks=walker.unreferenced)
 
     environment.read(walk)
     return {}
@@ -160,6 +173,22 @@ def stats(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**environment.read(count), "meta": environment.read(_meta)}
 
 
+def sweep(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove the chunks that no row refers to, from a directory that nobody else has open."""
+    environment = LmdbEnvironment(Path(arguments["path"]))
+    try:
+        transaction = environment.begin_write()
+        left = chunks.unreferenced(transaction.snapshot())
+        for key in left:
+            transaction.delete("blobs", key)
+        transaction.commit()
+    except LmdbEnvironment.Error as error:
+        raise translated(error, "removing what interrupted writes left behind") from error
+    finally:
+        environment.close()
+    return {"chunks": len(left)}
+
+
 def export(arguments: dict[str, Any]) -> dict[str, Any]:
     """Write a session to a file, on disk when it returns."""
     environment = opened(arguments["path"])
@@ -170,7 +199,14 @@ def export(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"rows": rows, "bytes": file.tell()}
 
 
-JOBS: Mapping[str, Job] = {"verify": verify, "copy": copy, "compare": compare, "stats": stats, "export": export}
+JOBS: Mapping[str, Job] = {
+    "verify": verify,
+    "copy": copy,
+    "compare": compare,
+    "stats": stats,
+    "sweep": sweep,
+    "export": export,
+}
 
 
 def _meta(snapshot: ReadTransaction) -> dict[str, str]:

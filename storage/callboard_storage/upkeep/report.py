@@ -32,6 +32,8 @@ class VerifyReport(Frozen):
         seconds: how long it took.
         problems: what is wrong, in the order it was found; at most 1,000 of each reader.
         more_problems: how many others there were.
+        unreferenced_chunks: pieces of large values that nothing refers to: of a commit that is being written, or of one
+            that was cut off. They are no damage, and `compact` removes the latter.
     """
 
     path: str
@@ -41,6 +43,7 @@ class VerifyReport(Frozen):
     seconds: float
     problems: tuple[Problem, ...] = ()
     more_problems: int = 0
+    unreferenced_chunks: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -61,6 +64,7 @@ class CompactReport(Frozen):
         bytes_before: size of the data file before.
         bytes_after: its size now.
         rows: rows in all tables, compared one by one before the files were swapped.
+        chunks_removed: pieces of large values that nothing referred to.
         seconds: how long it took.
     """
 
@@ -68,6 +72,7 @@ class CompactReport(Frozen):
     bytes_before: int
     bytes_after: int
     rows: int
+    chunks_removed: int
     seconds: float
 
 

@@ -24,7 +24,8 @@ async def retain(
 ) -> RetainReport:
     """Remove sessions by age and by count, each in a transaction of its own.
 
-    A session with a run that has not ended is never removed, however old it is.
+    A session with a run that has not ended is never removed, however old it is. A fork needs nothing of the session it
+    came from.
 
     Args:
         store: an open store. While a runtime is open on it, give `runtime.sessions.delete` as `delete`.
@@ -99,6 +100,8 @@ def _due(heads: list[SessionHead], age: float | None, keep: int | None) -> list[
 
 
 async def _is_touched(store: Store, head: SessionHead) -> bool:
-    """Whether the session has a run in hand, or went on since it was found due."""
+    """Whether the session has a run in hand or in the queue, or went on since it was found due."""
+    if await store.read_unfinished(head.session_id):
+        return True
     now = await store.read_head(head.session_id)
     return now is not None and (now.active_run is not None or now.next_sequence != head.next_sequence)

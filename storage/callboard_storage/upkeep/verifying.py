@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from callboard_storage.doors import DATA_FILE
 from callboard_storage.upkeep import child, turns
 from callboard_storage.upkeep.report import Problem, VerifyReport
 from callboard_storage.upkeep.walk import TABLES
+
+logger = logging.getLogger(__name__)
 
 MOST_PROBLEMS = 1000
 """How many of one reader's problems a report holds."""
@@ -49,27 +53,66 @@ def verify_held(directory: Path, descriptor: int, *, progress: child.Progress | 
     began = time.perf_counter()
     size = (directory / DATA_FILE).stat().st_size
     shards = min(os.cpu_count() or 1, _MOST_READERS) if size >= BYTES_WORTH_SHARING else 1
-    rest = TABLES[1:]
     readers = [_Reader(directory, descriptor, ("log",), shard, shards) for shard in range(shards)]
-    if shards == 1:
-        readers[0].tables = TABLES
-    else:
-        readers.append(_Reader(directory, descriptor, rest, 0, 1))
+    readers[-1].tables = TABLES
     if progress is not None:
-        readers[0].progress = progress
+        together = _Together(progress)
+        for reader in readers:
+            reader.progress = together.of(reader.shard)
     with ThreadPoolExecutor(len(readers), thread_name_prefix="callboard-verify") as threads:
         for done in [threads.submit(reader.read) for reader in readers]:
             done.result()
-    firsts = [reader for reader in readers if reader.shard == 0]
+    rows: Counter[str] = Counter()
+    for reader in readers:
+        rows.update(reader.rows)
     return VerifyReport(
         path=str(directory),
-        rows={table: count for reader in firsts for table, count in reader.rows.items()},
-        sessions=sum(reader.sessions for reader in firsts),
-        bytes_checked=sum(reader.bytes for reader in firsts),
+        rows={table: rows[table] for table in TABLES if table in rows},
+        sessions=sum(reader.sessions for reader in readers),
+        bytes_checked=sum(reader.bytes for reader in readers),
         seconds=time.perf_counter() - began,
         problems=tuple({problem: None for reader in readers for problem in reader.problems}),
         more_problems=sum(reader.more for reader in readers),
+        unreferenced_chunks=sum(reader.unreferenced for reader in readers),
     )
+
+
+def refuse_damaged_pages(path: str | os.PathLike[str]) -> None:
+    """Verify a directory that is about to be opened; one that is not there yet is sound. Blocks: call it on a thread.
+
+    Raises:
+        StoreOpenError: a table cannot be read to its end, or has lost rows. Damaged records alone are only logged.
+        StoreVersionError: a newer release or another engine wrote it.
+        StoreInUseError: it is being compacted or restored.
+    """
+    file = Path(path).expanduser() / DATA_FILE
+    if not file.is_file() or not file.stat().st_size:
+        return
+    report = verify(path)
+    for problem in report.problems:
+        logger.warning("%s: %s %s %s", path, problem.table, problem.key, problem.what)
+    # What is wrong with a table as a whole has no key; what else is wrong is a record's own affair.
+    pages = [problem for problem in report.problems if not problem.key]
+    if pages:
+        raise StoreOpenError(
+            f"{path} has damaged pages: {pages[0].table or 'the file'} {pages[0].what}",
+            hint="restore a backup; `callboard store export` saves what sessions can still be read",
+        )
+
+
+class _Together:
+    """How far several readers are, as one."""
+
+    def __init__(self, progress: child.Progress) -> None:
+        self._progress = progress
+        self._done: dict[int, int] = {}
+
+    def of(self, shard: int) -> child.Progress:
+        def told(done: int, total: int) -> None:
+            self._done[shard] = done
+            self._progress(sum(self._done.values()), total)
+
+        return told
 
 
 @dataclass(slots=True)
@@ -87,6 +130,7 @@ class _Reader:
     more: int = 0
     bytes: int = 0
     sessions: int = 0
+    unreferenced: int = 0
     at: str = ""
 
     def read(self) -> None:
@@ -119,6 +163,8 @@ class _Reader:
             self.rows[event["table"]] = event["rows"]
             self.bytes += event["bytes"]
             self.sessions += event["sessions"]
+        elif kind == "unreferenced":
+            self.unreferenced += event["chunks"]
         elif self.progress is not None:
             self.progress(event["done"], event["total"])
 

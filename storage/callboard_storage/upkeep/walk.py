@@ -7,18 +7,17 @@ from typing import TypeVar, cast
 from zlib import crc32
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError
-from callboard_protocol.records import LogRecord, Record, RunBegan
+from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED
-from callboard_storage import keys
-from callboard_storage.codec import decode
+from callboard_storage import chunks, keys
 from callboard_storage.fencing import OWNER_BYTES, holder_in
 from callboard_storage.lmdb_environment import ReadTransaction
 from callboard_storage.upkeep.report import Problem
 
 ModelT = TypeVar("ModelT")
 
-TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs", "locks")
+TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs", "blobs", "locks")
 
 _ROWS_BETWEEN_REPORTS = 8192
 
@@ -31,6 +30,9 @@ class Walk:
         tables: the tables that are there.
         problem: told what is wrong.
         progress: told, now and then, how many bytes have been walked.
+
+    Attributes:
+        unreferenced: chunks met so far that no row refers to.
     """
 
     def __init__(
@@ -49,20 +51,22 @@ class Walk:
         self._bytes = 0
         self._done = 0
         self._sessions = 0
-        self._is_first_shard = True
+        self._is_whole = True
+        self._places: set[bytes] | None = None
+        self.unreferenced = 0
 
     def check(self, table: str, shard: int = 0, shards: int = 1) -> tuple[int, int, int]:
         """Walk a table; returns its rows, their bytes and, for the log, how many sessions they belong to.
 
         Args:
             table: which.
-            shard: which share of the log's sessions to decode; the first also looks after the table as a whole.
+            shard: which share of the log's sessions to walk; the first also looks after the table as a whole.
             shards: into how many shares they are divided.
         """
         self._rows = self._bytes = self._sessions = 0
-        self._is_first_shard = shard == 0
+        self._is_whole = shard == 0 or table != "log"
         if table not in self._tables:
-            if self._is_first_shard:
+            if self._is_whole:
                 self._tell(Problem(table=table, what="is missing"))
             return 0, 0, 0
         if table == "log":
@@ -76,18 +80,34 @@ class Walk:
                 "unfinished": self._check_unfinished,
                 "session_runs": self._check_session_run,
                 "locks": self._check_lock,
+                "blobs": self._check_chunk,
             }
             for key, value in self._each(table):
                 checks[table](key, value)
         return self._rows, self._bytes, self._sessions
 
     def _each(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        yield from self._counted(table, self._snapshot.each(table))
+        self._expect(table, self._rows)
+
+    def _each_of_share(self, shard: int, shards: int) -> Iterator[tuple[bytes, bytes]]:
+        """The log's rows of one share of the sessions; the others are jumped over."""
+        if shard == 0:
+            self._expect("log", self._snapshot.count_keys("log"))
+        return self._counted("log", self._snapshot.each_of("log", lambda prefix: crc32(prefix) % shards == shard))
+
+    def _expect(self, table: str, rows: int) -> None:
+        expected = self._snapshot.entries(table)
+        if rows != expected:
+            self._whole(table, f"has {rows} rows, it should have {expected}")
+
+    def _counted(self, table: str, rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
         before = b""
-        for row in self._snapshot.each(table):
+        for row in rows:
             key, value = row
             if key <= before:
                 # Pages that point back would lead round in circles.
-                self._whole(table, f"is out of order behind {readable(table, before)}; the rest was not read")
+                self._whole(table, f"is out of order behind {keys.readable(table, before)}; the rest was not read")
                 return
             before = key
             self._rows += 1
@@ -96,23 +116,20 @@ class Walk:
                 self._progress(self._done + self._bytes)
             yield row
         self._done += self._bytes
-        expected = self._snapshot.entries(table)
-        if self._rows != expected:
-            self._whole(table, f"has {self._rows} rows, it should have {expected}")
 
     def _whole(self, table: str, what: str) -> None:
-        if self._is_first_shard:
+        if self._is_whole:
             self._tell(Problem(table=table, what=what))
 
     def _wrong(self, table: str, key: bytes, what: str, session: bytes | None = None) -> None:
         session_id = None if session is None else session.decode(errors="replace")
-        self._tell(Problem(table=table, key=readable(table, key), session_id=session_id, what=what))
+        self._tell(Problem(table=table, key=keys.readable(table, key), session_id=session_id, what=what))
 
     def _decoded(
         self, table: str, key: bytes, frame: bytes, model: type[ModelT], session: bytes | None
     ) -> ModelT | None:
         try:
-            return decode(key, frame, model)
+            return chunks.read(self._snapshot, table, key, frame, model)
         except CallboardError as error:
             self._wrong(table, key, error.message, session)
             return None
@@ -120,24 +137,20 @@ class Walk:
     def _check_log(self, shard: int, shards: int) -> None:
         current: _SessionLog | None = None
         prefix = b""
-        is_ours = False
-        for key, frame in self._each("log"):
+        for key, frame in self._each("log") if shards == 1 else self._each_of_share(shard, shards):
             if len(key) != len(prefix) + 8 or not key.startswith(prefix) or not prefix:
                 if current is not None:
                     current.finish()
                     current = None
                 behind = key.find(b"\0") + 1
                 prefix = key[:behind]
-                is_ours = crc32(prefix) % shards == shard
                 if len(key) != behind + 8 or behind < 2:
                     prefix = b""
-                    if is_ours:
-                        self._wrong("log", key, "has a key that no session's record has")
+                    self._wrong("log", key, "has a key that no session's record has")
                     continue
                 self._sessions += 1
-                if is_ours:
-                    current = self._begin(prefix)
-            if is_ours and current is not None:
+                current = self._begin(prefix)
+            if current is not None:
                 current.add(key, frame)
         if current is not None:
             current.finish()
@@ -148,7 +161,7 @@ class Walk:
         frame = self._snapshot.get("heads", session) if "heads" in self._tables else None
         if frame is not None:
             stored = self._decoded("heads", session, frame, SessionHead, session)
-        return _SessionLog(session, stored, self._wrong)
+        return _SessionLog(session, stored, self._decoded, self._wrong)
 
     def _check_head(self, key: bytes, frame: bytes) -> None:
         """A head with a log was held against it there; what is left are heads without one."""
@@ -196,10 +209,10 @@ class Walk:
         at = cast(int, entry.began_sequence)
         rows = self._snapshot.log_rows(session + b"\0", at, at + 1)
         try:
-            first = decode(*rows[0], RunBegan) if rows else None
+            first = chunks.read(self._snapshot, "log", *rows[0], Record) if rows else None
         except DamagedRecordError:
             return  # told with the log
-        if first is None or first.run_id != entry.run_id:
+        if not isinstance(first, RunBegan | SessionRewound) or first.run_id != entry.run_id:
             self._wrong("runs", key, f"began at sequence {at}, where its first record is not", session)
 
     def _check_unfinished(self, key: bytes, value: bytes) -> None:
@@ -220,7 +233,7 @@ class Walk:
             self._wrong("session_runs", key, "names a run that is not there", session)
             return
         try:
-            entry = decode(run, frame, RunEntry)
+            entry = chunks.read(self._snapshot, "runs", run, frame, RunEntry)
         except DamagedRecordError:
             return  # told with the runs
         if entry.session_id.encode() != session:
@@ -228,17 +241,28 @@ class Walk:
         if value:
             self._wrong("session_runs", key, "holds a value", session)
 
+    def _check_chunk(self, key: bytes, _: bytes) -> None:
+        """Chunks that are referred to were read with their rows; what is left are those that are not."""
+        if self._places is None:
+            self._places = chunks.places(self._snapshot, [one for one in chunks.HOLDING_TABLES if one in self._tables])
+        self.unreferenced += keys.place_of_chunk(key) not in self._places
+
 
 class _SessionLog:
     """One session's log, held against its head."""
 
-    __slots__ = ("_fold", "_key", "_next", "_session", "_stored", "_wrong")
+    __slots__ = ("_decoded", "_fold", "_next", "_session", "_stored", "_wrong")
 
     def __init__(
-        self, session: bytes, stored: SessionHead | None, wrong: Callable[[str, bytes, str, bytes | None], None]
+        self,
+        session: bytes,
+        stored: SessionHead | None,
+        decoded: Callable[[str, bytes, bytes, type[Record], bytes | None], Record | None],
+        wrong: Callable[[str, bytes, str, bytes | None], None],
     ) -> None:
         self._session = session
         self._stored = stored
+        self._decoded = decoded
         self._wrong = wrong
         self._next = 0
         base = SessionHead(session_id=session.decode(errors="replace"), fence=stored.fence if stored else 0)
@@ -252,14 +276,11 @@ class _SessionLog:
             self._fold = None
         self._compare()
         self._next = sequence + 1
-        try:
-            record = cast(LogRecord, decode(key, frame, Record))
-        except CallboardError as error:
-            self._wrong("log", key, error.message, self._session)
+        record = self._decoded("log", key, frame, Record, self._session)
+        if record is None:
             self._fold = None
-            return
-        if self._fold is not None:
-            self._fold.add(sequence, record)
+        elif self._fold is not None:
+            self._fold.add(sequence, cast(LogRecord, record))
 
     def finish(self) -> None:
         """The log ends here."""
@@ -279,13 +300,6 @@ class _SessionLog:
             differing = [name for name in SessionHead.model_fields if getattr(stored, name) != getattr(expected, name)]
             what = f"is not the fold of its log: {', '.join(differing)}"
             self._wrong("heads", self._session, what, self._session)
-
-
-def readable(table: str, key: bytes) -> str:
-    """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
-    if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
-        return f"{key[:-9].decode(errors='replace')}#{keys.sequence_of(key)}"
-    return key.replace(b"\0", b"/").decode(errors="replace")
 
 
 def _split(key: bytes) -> tuple[bytes, bytes]:

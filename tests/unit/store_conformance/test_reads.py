@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from callboard_protocol.errors import InvalidIdentifierError
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_protocol.states import UNFINISHED, RunState
 from callboard_storage.store import RECORDS_READ_ON_LOOP, Fence
@@ -154,6 +155,32 @@ async def test_checkpoints_come_by_log_position(desk, make):
     found = await desk.store.read_checkpoints("session")
     assert [(one.checkpoint_id, one.log_position) for one in found] == [("zero", 0), ("a", 7), ("m", 9)]
     assert found[2].state == {"at": 9}
+
+
+async def test_one_checkpoint_is_read_by_its_id(desk, make):
+    assert await desk.store.read_checkpoint("session", "mine") is None
+    batch = desk.store.batch("session")
+    batch.put_checkpoint(make.checkpoint("mine", 7))
+    batch.put_checkpoint(make.checkpoint("min", 3))
+    await desk.commit(batch)
+    found = await desk.store.read_checkpoint("session", "mine")
+    assert (found.checkpoint_id, found.log_position, found.state) == ("mine", 7, {"at": 7})
+    assert await desk.store.read_checkpoint("other", "mine") is None
+    assert await desk.store.read_checkpoint("session", "m") is None
+    with pytest.raises(InvalidIdentifierError):
+        await desk.store.read_checkpoint("session", "a\0b")
+
+
+async def test_unfinished_runs_of_one_session_are_those_of_that_session(desk, make):
+    states = {"a": RunState.QUEUED, "b": RunState.COMPLETED, "c": RunState.RUNNING}
+    for order, (run_id, state) in enumerate(states.items()):
+        for session_id in ("one", "two"):
+            batch = desk.store.batch(session_id)
+            batch.put_run(make.entry(f"{run_id}-{session_id}", session_id, state, order=-order))
+            await desk.commit(batch)
+    assert [entry.run_id for entry in await desk.store.read_unfinished("one")] == ["c-one", "a-one"]
+    assert list(await desk.store.read_unfinished("three")) == []
+    assert len(await desk.store.read_unfinished()) == 4
 
 
 async def test_memory_is_put_replaced_deleted_and_read_by_name(desk):

@@ -107,7 +107,7 @@ class Keeper:
         """Everything a directory holds."""
         environment = lmdb.open(str(directory), map_size=MAP_SIZE, max_dbs=16)
         found = {}
-        for table in ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs"):
+        for table in ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs", "blobs"):
             database = environment.open_db(table.encode())
             with environment.begin(db=database) as transaction:
                 found[table] = list(transaction.cursor())

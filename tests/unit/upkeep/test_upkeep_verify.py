@@ -39,6 +39,7 @@ def test_a_sound_store_is_said_to_be_sound(filled):
         "unfinished": 1,
         "session_runs": 3,
         "locks": 0,
+        "blobs": 0,
     }
     assert report.sessions == 3
     assert report.bytes_checked > 1000

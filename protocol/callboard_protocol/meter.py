@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 
 from callboard_protocol.amounts import Amount, nano_usd
@@ -65,7 +66,7 @@ class RunMeter:
             self.output_tokens += usage.output_tokens
             self.cached += usage.input_tokens_cached
             self.cache_creation += usage.input_tokens_cache_creation
-            self._latencies.append(record.duration)
+            insort(self._latencies, record.duration)
             if usage.cost_usd is not None:
                 model = record.response.model
                 self.cost_usd += usage.cost_usd
@@ -80,7 +81,6 @@ class RunMeter:
 
     def usage(self) -> RunUsage:
         """The figures so far."""
-        ordered = sorted(self._latencies)
         return trusted(
             RunUsage,
             llm_calls=self.llm_calls,
@@ -92,8 +92,8 @@ class RunMeter:
             cost_usd=self.cost_usd,
             cost_breakdown=dict(self._cost_by_model),
             ttft=self.ttft,
-            llm_latency_p50=_percentile(ordered, 0.50),
-            llm_latency_p95=_percentile(ordered, 0.95),
+            llm_latency_p50=_percentile(self._latencies, 0.50),
+            llm_latency_p95=_percentile(self._latencies, 0.95),
             llm_retry_count=self.retries,
         )
 

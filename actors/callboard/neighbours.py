@@ -50,6 +50,8 @@ class Neighbours:
         self._someone_died = someone_died
         self._sessions: set[str] = set()
         self._runs: dict[str, RunTicket] = {}
+        # A run that is being taken over is nobody else's any more, but does not hold its session here yet.
+        self._turn = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
         self._calling: asyncio.Task[None] | None = None
 
@@ -87,25 +89,30 @@ class Neighbours:
         while self._sessions or self._runs:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
             try:
-                for session_id in list(self._sessions):
-                    if not await self._store.held_elsewhere(session_id):
-                        self._sessions.discard(session_id)
-                        self._freed(session_id)
-                for ticket in list(self._runs.values()):
-                    entry = await self._store.read_run(ticket.run_id)
-                    if entry is not None and (entry.state in FINAL or entry.state == RunState.SUSPENDED):
-                        self._runs.pop(ticket.run_id, None)
-                        await self._stopped(ticket, entry)
+                async with self._turn:
+                    await self._look_once()
             except StoreError as error:
                 # Who waits goes on waiting; the next look may succeed.
                 logger.warning("what other processes hold could not be seen: %s", error)
         self._looking = None
+
+    async def _look_once(self) -> None:
+        for session_id in list(self._sessions):
+            if not await self._store.held_elsewhere(session_id):
+                self._sessions.discard(session_id)
+                self._freed(session_id)
+        for ticket in list(self._runs.values()):
+            entry = await self._store.read_run(ticket.run_id)
+            if entry is not None and (entry.state in FINAL or entry.state == RunState.SUSPENDED):
+                self._runs.pop(ticket.run_id, None)
+                await self._stopped(ticket, entry)
 
     async def _call(self) -> None:
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_ROLL_CALLS)
             try:
                 if await self._store.others_died():
-                    await self._someone_died()
+                    async with self._turn:
+                        await self._someone_died()
             except StoreError as error:
                 logger.warning("the runs of a process that died could not be taken over: %s", error)

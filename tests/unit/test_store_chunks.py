@@ -271,7 +271,7 @@ async def test_an_upload_that_finds_no_room_leaves_nothing_and_harms_nobody(tmp_
 
 
 async def test_a_full_store_refuses_a_large_value_before_any_of_it_is_written(tmp_path, told):
-    store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE, max_bytes=300_000)
+    store = LmdbStore(tmp_path / "data", map_size=MAP_SIZE, max_bytes=2 * MB)
     await store.open()
     try:
         number = 0

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar, cast
 
 import msgpack
+from pydantic import ValidationError
 
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UnpersistableValueError
@@ -45,6 +46,9 @@ OVERHEAD = _HEADER.size + keys.DIGEST_SIZE
 _NOT_CONTAINER = bytes(mark for mark in range(256) if not (0x80 <= mark <= 0x9F or 0xDC <= mark <= 0xDF))
 """Every byte that never begins a msgpack array or map. A payload with at most `MAX_DEPTH` of the other bytes cannot be
 nested deeper than that; counting them is much quicker than walking it."""
+
+_ERRORS_SHOWN = 5
+_CHARACTERS_SHOWN = 2000
 
 _PACK_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 
@@ -116,7 +120,7 @@ class Codec:
         except UnknownSchemaError:
             raise
         except Exception as error:
-            raise _damaged(key, f"({schema.model.__name__}) does not decode: {error}") from error
+            raise _undecodable(key, schema, error) from error
         if deep:
             raise _damaged(key, f"({schema.model.__name__}) is nested more than {MAX_DEPTH} deep")
         if not isinstance(model, expected):
@@ -150,7 +154,7 @@ class Codec:
         try:
             return schema, version, _unpack(payload)
         except Exception as error:
-            raise _damaged(key, f"({schema.model.__name__}) does not decode: {error}") from error
+            raise _undecodable(key, schema, error) from error
 
     def revive(self, number: int, version: int, body: dict[str, Any], expected: type[ModelT]) -> ModelT:
         """The model of a body that `body` gave.
@@ -277,6 +281,14 @@ def open_frame(key: bytes, frame: bytes) -> tuple[bytes, int, int]:
 
 def _damaged(key: bytes, what: str) -> DamagedRecordError:
     return DamagedRecordError(f"the record at {key!r} {what}", context={"what": what})
+
+
+def _undecodable(key: bytes, schema: Schema, error: Exception) -> DamagedRecordError:
+    if isinstance(error, ValidationError) and error.error_count() > _ERRORS_SHOWN:
+        why = f"{error.error_count()} values do not fit"  # a megabyte of them would tell 200 megabytes of why
+    else:
+        why = str(error)[:_CHARACTERS_SHOWN]
+    return _damaged(key, f"({schema.model.__name__}) does not decode: {why}")
 
 
 def _depth_of(value: object) -> int:

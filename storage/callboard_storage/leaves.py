@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 Leaf: TypeAlias = tuple[int, Callable[[Any], bytes], Callable[[bytes], Any]]
 """The number of an extension type, how a value is written, how it is read."""
 
+_MOST_DIGITS = 1_000_000
 _TIMEDELTA = struct.Struct(">iii")
 
 
@@ -68,9 +69,27 @@ def _read_timedelta(data: bytes) -> timedelta:
     return timedelta(days, seconds, microseconds)
 
 
+def _write_decimal(value: Decimal) -> bytes:
+    return str(_in_range(value)).encode()
+
+
+def _read_decimal(data: bytes) -> Decimal:
+    return _in_range(Decimal(data.decode()))
+
+
+def _in_range(value: Decimal) -> Decimal:
+    """The number, if it is one that arithmetic in Python's default context can give.
+
+    A field of type `int` makes as many digits of it as it says, however few bytes it was stored in.
+    """
+    if value.is_finite() and abs(value.adjusted()) > _MOST_DIGITS:
+        raise ValueError(f"a Decimal with an exponent of {value.adjusted()} is not stored")
+    return value
+
+
 _BY_TYPE: dict[type[Any], Leaf] = {
     datetime: (1, _write_datetime, _read_datetime),
-    Decimal: (2, lambda value: str(value).encode(), lambda data: Decimal(data.decode())),
+    Decimal: (2, _write_decimal, _read_decimal),
     UUID: (3, lambda value: bytes(value.bytes), lambda data: UUID(bytes=data)),
     int: (4, _write_int, _read_int),
     date: (5, lambda value: value.isoformat().encode(), lambda data: date.fromisoformat(data.decode())),

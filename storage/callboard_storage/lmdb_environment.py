@@ -304,6 +304,7 @@ class LmdbEnvironment:
         self._is_closed = False
         doors.check_free_space(directory, doors.check_data_format(directory, DATA_FORMAT), min_free_bytes)
         self._opened = self._open()
+        self._file = self._identity()
 
     def read(self, work: Callable[[ReadTransaction], ResultT], is_short: bool = False) -> ResultT:
         """Run `work` over one snapshot, which ends with it.
@@ -331,7 +332,16 @@ class LmdbEnvironment:
                         raise translated(error, "reading") from error
 
     def begin_write(self) -> WriteTransaction:
-        """Begin the write transaction, on the thread that will end it."""
+        """Begin the write transaction, on the thread that will end it.
+
+        Raises:
+            StoreError: the data file was removed or replaced; what is written to it would be gone with this process.
+        """
+        if self._identity() != self._file:
+            raise StoreError(
+                f"{self.directory / doors.DATA_FILE} was removed or replaced while it was open",
+                hint="close the store, put the directory back, and open it again",
+            )
         environment, databases = self._opened
         return WriteTransaction(environment.begin(write=True), databases)
 
@@ -363,8 +373,11 @@ class LmdbEnvironment:
         return max(0, min(doors.bytes_free(self.directory), doors.largest_file() - size, info["map_size"] - size))
 
     def bytes_on_disk(self) -> int:
-        """The data file's size."""
-        return (self.directory / doors.DATA_FILE).stat().st_size
+        """The data file's size; 0 where it was removed."""
+        try:
+            return (self.directory / doors.DATA_FILE).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def close(self) -> None:
         """Close it. Closing twice is harmless."""
@@ -377,6 +390,14 @@ class LmdbEnvironment:
         used = snapshot.bytes_used()
         in_file = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         return Space(used, left=int(self.growth()) + max(0, in_file - used))
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file has the data file's name; None where there is none."""
+        try:
+            found = os.stat(self.directory / doors.DATA_FILE)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _open(self) -> tuple[lmdb.Environment, dict[str, Any]]:
         is_new = doors.check_data_format(self.directory, DATA_FORMAT)

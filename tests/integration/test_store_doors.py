@@ -20,7 +20,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from callboard_protocol.errors import SessionLockedError, StoreInUseError, StoreOpenError, StoreVersionError
+from callboard_protocol.errors import SessionLockedError, StoreError, StoreInUseError, StoreOpenError, StoreVersionError
 from callboard_protocol.records import StepCompleted
 from callboard_storage import data_directory, doors
 from callboard_storage.lmdb_store import LmdbStore
@@ -543,7 +543,116 @@ async def test_another_process_shares_the_directory_but_not_its_locked_sessions(
             assert await length(store) == 2
 
 
+async def test_a_directory_that_is_removed_while_open_takes_no_more_commits(directory):
+    async with opened(directory) as store:
+        await append(store)
+        shutil.rmtree(directory)
+        with pytest.raises(StoreError, match="was removed or replaced while it was open"):
+            await append(store, 1)
+        assert await length(store) == 1  # what was read can still be read
+        assert (await store.figures()).records == 1
+    async with opened(directory) as store:
+        assert await length(store) == 0
+        await append(store)
+
+
+async def test_a_directory_that_is_replaced_while_open_is_not_written_to(directory):
+    async with opened(directory) as store:
+        await append(store)
+    shutil.copytree(directory, directory.with_name("older"))
+    async with opened(directory) as store:
+        await append(store, 1)
+        directory.rename(directory.with_name("moved"))
+        directory.with_name("older").rename(directory)
+        with pytest.raises(StoreError, match="was removed or replaced"):
+            await append(store, 2)
+    async with opened(directory) as store:
+        assert await length(store) == 1
+    async with opened(directory.with_name("moved")) as store:
+        assert await length(store) == 2
+
+
+def test_a_read_only_data_file_is_refused_and_left_alone():
+    # Permissions mean nothing to root, so the process first becomes somebody else.
+    done = script(
+        """
+        import tempfile
+
+        async def make(data):
+            store = LmdbStore(data, map_size=1 << 30)
+            await store.open()
+            await append(store)
+            await store.close()
+
+        with tempfile.TemporaryDirectory() as place:
+            os.chmod(place, 0o755)
+            data = Path(place) / "data"
+            asyncio.run(make(data))
+            before = (data / "data.mdb").read_bytes()
+            (data / "data.mdb").chmod(0o444)
+            if os.geteuid() == 0:
+                for one in {data, *data.rglob("*")} - {data / "data.mdb"}:
+                    os.chown(one, 65534, 65534)
+            child = os.fork()
+            if not child:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                try:
+                    asyncio.run(LmdbStore(data, map_size=1 << 30).open())
+                except StoreOpenError as error:
+                    print(error, flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+            print("unchanged", (data / "data.mdb").read_bytes() == before, flush=True)
+        """
+    )
+    assert "cannot be opened" in done.stdout, done.stderr
+    assert "unchanged True" in done.stdout
+
+
 # ---- forks
+
+
+def test_spawned_processes_each_open_a_store_of_their_own(directory):
+    done = script(
+        """
+        import multiprocessing
+
+        def work(path):
+            async def main():
+                store = LmdbStore(path, map_size=1 << 30)
+                await store.open()
+                await append(store)
+                await store.close()
+            asyncio.run(main())
+
+        async def parent():
+            store = LmdbStore(sys.argv[1], map_size=1 << 30)
+            await store.open()
+            await append(store)
+            context = multiprocessing.get_context("spawn")
+            children = [context.Process(target=runner, args=(f"{sys.argv[1]}-{number}",)) for number in range(2)]
+            for child in children:
+                child.start()
+            for child in children:
+                await asyncio.to_thread(child.join)
+            print([child.exitcode for child in children], flush=True)
+            await append(store, 1)
+            print(len(await store.read_log("session")), flush=True)
+            await store.close()
+
+        # What a spawned process runs has to be importable, and this script is not.
+        place = Path(sys.argv[1]).parent
+        source = sys.orig_argv[2]
+        (place / "spawned_worker.py").write_text(source.partition("async def parent")[0])
+        sys.path.insert(0, str(place))
+        from spawned_worker import work as runner
+
+        asyncio.run(parent())
+        """,
+        directory,
+    )
+    assert done.stdout.splitlines() == ["[0, 0]", "2"], done.stderr
 
 
 def test_a_forked_child_is_refused_and_harms_nothing(directory):

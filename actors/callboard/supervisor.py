@@ -565,12 +565,18 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._put_to_work(ticket)
             await asyncio.wait([ticket.result])
             return _was_cancelled(ticket)
-        self._admission.withdraw(ticket.run_id, ticket.session_id)
+        was_queued = self._admission.withdraw(ticket.run_id, ticket.session_id)
+        entry = ended_early(ticket.entry, "cancelled", error, time.time())
+        if ticket.request.durable:
+            try:
+                await write_entry(self._store, entry)
+            except StoreFullError:
+                if was_queued:
+                    self._enqueue(ticket)  # as it was: nothing says that it was cancelled
+                raise
+        ticket.entry = entry
         self._admission.release(ticket.run_id, ticket.session_id)
         self._tickets.pop(ticket.run_id, None)
-        ticket.entry = ended_early(ticket.entry, "cancelled", error, time.time())
-        if ticket.request.durable:
-            await write_entry(self._store, ticket.entry)
         self._stopped += 1
         self._publish(ticket, "run.cancelled", {"reason": message.reason})
         ticket.finish(result_of(ticket.entry))

@@ -32,7 +32,7 @@ SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 _SHARE_KEPT: Final = 4
 _BYTES_ON_DISK_PER_BYTE: Final = 2
-"""A generous guess of what an encoded byte takes up in pages, until it is counted."""
+_PAGE: Final = 4096
 
 
 class Space(NamedTuple):
@@ -131,7 +131,7 @@ class Room:
 
     def count(self, size: int) -> None:
         """Note how many bytes are about to be written."""
-        self._since += size * _BYTES_ON_DISK_PER_BYTE
+        self._since += _guess(size)
         if self._since >= self._until_refusal:
             self.has_room = False
 
@@ -145,7 +145,7 @@ class Room:
         size = max(0, batch.size - written)
         if batch.begins_work and not self.has_room:
             return self._error("no work begins here until there is room again")
-        if self._since + size * _BYTES_ON_DISK_PER_BYTE > self._until_full:
+        if self._since + _guess(size) > self._until_full:
             return self._error(f"there is no room for {size} bytes more")
         return None
 
@@ -162,6 +162,11 @@ class Room:
             f"{consequence}: {self.described()}",
             context={"used": space.used, "max_bytes": self._max_bytes, "left": space.left},
         )
+
+
+def _guess(size: int) -> int:
+    """What so many bytes take up in pages at the most, or nearly so, until it is counted."""
+    return size * _BYTES_ON_DISK_PER_BYTE + _PAGE
 
 
 def check_limits(max_bytes: int | None, min_free_bytes: int | None) -> None:

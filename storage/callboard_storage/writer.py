@@ -354,8 +354,9 @@ class StoreWriter(pykka.ThreadingActor):
     @staticmethod
     def _write_out(transaction: WriteTransaction, rows: Rows) -> None:
         """Write the group's rows so far, before the log is asked about something they may have changed."""
-        transaction.write("log", rows)
-        rows.clear()
+        if rows:
+            transaction.write("log", rows)
+            rows.clear()
 
     def _is_there_after_all(self, is_there: Callable[[ReadTransaction], bool]) -> bool:
         """Whether a transaction whose commit failed is on disk.

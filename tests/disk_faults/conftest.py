@@ -224,7 +224,7 @@ class PowerCuts:
             outcome = self._examiner.examine({"directory": str(directory), "told": told})
             if outcome["verdict"] != "good":
                 bad[seed] = outcome
-            for file in directory.iterdir():
+            for file in [entry for entry in directory.iterdir() if entry.is_file()]:
                 file.unlink()
         return bad
 

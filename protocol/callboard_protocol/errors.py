@@ -141,6 +141,20 @@ class AlreadyDecidedError(UsageError):
     code = "already_decided"
 
 
+class UnknownCallError(UsageError, LookupError):
+    """No call of that id waits for a decision."""
+
+    code = "unknown_call"
+    default_hint = "the calls that wait are in `pending` of the run's result, and of runtime.runs.get(run_id)"
+
+
+class RunEndedError(UsageError):
+    """The run has ended: nothing reaches it any more."""
+
+    code = "run_ended"
+    default_hint = "look at its result: runtime.wait(run_id)"
+
+
 class NotImplementedYetError(UsageError):
     """A documented name whose work is not part of this release."""
 

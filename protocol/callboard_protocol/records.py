@@ -23,7 +23,7 @@ from callboard_protocol.runs import (
     StopReason,
     nothing_used,
 )
-from callboard_protocol.tools import Decision, PendingCall
+from callboard_protocol.tools import Decision, PendingCall, Question
 
 StepKind = Literal[
     "generate",
@@ -227,6 +227,8 @@ class DecisionMade(Record):
         step: the call.
         tool: the tool's name.
         decision: what was decided.
+        reason: what was asked about it.
+        attempt: which attempt of the call that was about.
         arguments_digest: the arguments that were shown.
         by: who decided.
         note: why.
@@ -235,6 +237,8 @@ class DecisionMade(Record):
     step: str
     tool: str = ""
     decision: Decision
+    reason: Question = "approval"
+    attempt: int = 1
     arguments_digest: bytes = b""
     by: str = ""
     note: str = ""

@@ -11,6 +11,8 @@ ResultT = TypeVar("ResultT")
 
 OnInDoubt = Literal["ask", "tell", "retry", "fail"]
 Isolation = Literal["loop", "thread", "process"]
+Question = Literal["approval", "in_doubt"]
+"""What can be asked about a call: whether to make it, and whether it took effect."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,18 @@ class PendingCall(Frozen):
         arguments: what it was called with.
         arguments_digest: what a decision is bound to.
         message: why, in a sentence.
+        attempt: which attempt of the call is asked about.
+        expires_at: when nobody will be asked any more and the call is denied, in unix seconds; None is never.
     """
 
-    reason: Literal["approval", "in_doubt", "parked", "storage_full"]
+    reason: Question | Literal["parked", "storage_full"]
     call_id: str = ""
     tool: str = ""
     arguments: JsonObject = {}
     arguments_digest: str = ""
     message: str = ""
+    attempt: int = 1
+    expires_at: float | None = None
 
 
 class ToolSpecification(Frozen):

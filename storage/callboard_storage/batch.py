@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UsageError
+from callboard_protocol.letters import Letter, PostedSignal
 from callboard_protocol.records import IntentRecorded, LogRecord, ReservationRecorded, RunBegan, RunResumed
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED, RunState
@@ -15,7 +16,9 @@ from callboard_storage import keys
 from callboard_storage.chunks import LARGEST_IN_ROW
 from callboard_storage.codec import OVERHEAD, pack, parted, seal
 
-Table: TypeAlias = Literal["heads", "checkpoints", "memory", "runs", "session_runs", "unfinished", "blobs", "locks"]
+Table: TypeAlias = Literal[
+    "heads", "checkpoints", "memory", "runs", "session_runs", "unfinished", "blobs", "locks", "letters", "arrivals"
+]
 """The tables beside the log."""
 
 TABLES: Final[tuple[Table, ...]] = (
@@ -27,6 +30,8 @@ TABLES: Final[tuple[Table, ...]] = (
     "unfinished",
     "blobs",
     "locks",
+    "letters",
+    "arrivals",
 )
 
 Change: TypeAlias = tuple[Table, bytes, bytes | None]
@@ -77,6 +82,8 @@ class FrameBatch:
         prefix: what the session's keys begin with.
         size: encoded bytes so far.
         begins_work: whether it begins something that can wait, rather than keep what has happened.
+        posted: the letters it posts, by their keys.
+        done_with: the beginnings of the keys of letters that nobody will read any more.
 
     Raises:
         InvalidIdentifierError: the session id cannot be stored.
@@ -85,12 +92,14 @@ class FrameBatch:
     __slots__ = (
         "begins_work",
         "changes",
+        "done_with",
         "first",
         "large",
         "last",
         "log",
         "log_size",
         "owner",
+        "posted",
         "prefix",
         "session_id",
         "size",
@@ -108,6 +117,8 @@ class FrameBatch:
         self.size = 0
         self.log_size = 0
         self.begins_work = False
+        self.posted: dict[bytes, Letter] = {}
+        self.done_with: list[bytes] = []
 
     def append(self, sequence: int, record: LogRecord) -> None:
         """Append a record at `sequence`.
@@ -166,6 +177,8 @@ class FrameBatch:
             self.begins_work = True
         self.change("runs", key, self._frame("runs", key, entry))
         self.change("unfinished", key, self.owner if entry.state in UNFINISHED else None)
+        if entry.state not in UNFINISHED:
+            self.done_with.append(keys.letters_prefix(self.prefix, entry.run_id))
         self.change("session_runs", keys.name_key(self.prefix, entry.run_id, "run id"), b"")
 
     def put_checkpoint(self, checkpoint: SessionCheckpoint) -> None:
@@ -183,10 +196,23 @@ class FrameBatch:
         """Remove one entry of the session's memory."""
         self.change("memory", keys.name_key(self.prefix, name, "memory name"), None)
 
+    def post(self, letter: Letter) -> None:
+        """Post a letter to a run of the session, which has not ended."""
+        key = keys.letter_key(self.prefix, letter)
+        self.change("letters", key, self._frame("letters", key, letter))
+        self.posted[key] = letter
+        if isinstance(letter, PostedSignal):
+            self.begins_work = True
+
+    def take_letter(self, letter: Letter) -> None:
+        """Remove a letter that the run has taken in."""
+        self.change("letters", keys.letter_key(self.prefix, letter), None)
+
     def with_frames(self, frames: Sequence[bytes]) -> FrameBatch:
         """A copy with `frames`, whole ones or references, where `large` was."""
         twin = FrameBatch(self.session_id, self.owner)
         twin.first, twin.last, twin.begins_work = self.first, self.last, self.begins_work
+        twin.posted, twin.done_with = self.posted, self.done_with
         twin.log = [*self.log]
         twin.changes = [*self.changes]
         for large, frame in zip(self.large, frames, strict=True):

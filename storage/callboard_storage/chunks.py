@@ -23,7 +23,7 @@ LARGEST_IN_ROW: Final = 64 * 1024
 CHUNK_BYTES: Final = 256 * 1024 - 64
 """Bytes of a payload in one chunk: with its frame and the engine's own header it fills whole pages."""
 
-HOLDING_TABLES: Final = ("log", "heads", "checkpoints", "memory", "runs")
+HOLDING_TABLES: Final = ("log", "heads", "checkpoints", "memory", "runs", "letters")
 """Tables whose rows are frames, so that they can be references."""
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 from callboard_protocol.base import check_identifier
 from callboard_protocol.errors import DamagedRecordError, InvalidIdentifierError
+from callboard_protocol.letters import Letter, PostedDecision, PostedSignal
 
 MAX_KEY_BYTES = 511
 """LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
@@ -26,6 +28,9 @@ pack_sequence = _SEQUENCE.pack
 
 SEQUENCE_BYTES = _SEQUENCE.size
 
+SIGNAL = b"s"
+"""Which of a run's letters are signals."""
+
 
 @lru_cache(maxsize=4096)
 def session_prefix(session_id: str) -> bytes:
@@ -34,8 +39,9 @@ def session_prefix(session_id: str) -> bytes:
 
 
 def after_prefix(prefix: bytes) -> bytes:
-    """The first key behind all that begin with a `session_prefix`."""
-    return prefix[:-1] + b"\1"
+    """The first key behind all that begin with a prefix."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes((kept[-1] + 1,))
 
 
 def sequence_of(key: bytes) -> int:
@@ -75,8 +81,39 @@ def name_key(prefix: bytes, name: str, what: str) -> bytes:
     return prefix + encoded
 
 
+def letters_prefix(prefix: bytes, run_id: str) -> bytes:
+    """What the keys of a run's letters begin with.
+
+    Args:
+        prefix: its session's prefix.
+        run_id: the run.
+    """
+    return prefix + blake2b(run_key(run_id), digest_size=DIGEST_SIZE).digest()
+
+
+def letter_key(prefix: bytes, letter: Letter) -> bytes:
+    """A letter's key: its run's, the kind of letter, and its place among those. A decision's place is what it is about,
+    so that there is one.
+
+    Args:
+        prefix: its session's prefix.
+        letter: the letter.
+    """
+    if isinstance(letter, PostedSignal):
+        place = SIGNAL + pack_sequence(letter.number)
+    elif isinstance(letter, PostedDecision):
+        about = f"{letter.step}\0{letter.reason}\0{letter.attempt}\0".encode() + letter.arguments_digest
+        place = b"d" + blake2b(about, digest_size=SEQUENCE_BYTES).digest()
+    else:
+        place = b"c" + pack_sequence(0)
+    return letters_prefix(prefix, letter.run_id) + place
+
+
 def readable(table: str, key: bytes) -> str:
     """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
+    if table == "letters":
+        session, _, name = key.partition(b"\0")
+        return f"{session.decode(errors='replace')}/{name.hex()}"
     if table == "log" and len(key) > 9 and key[-9:-8] == b"\0":
         return f"{key[:-9].decode(errors='replace')}#{sequence_of(key)}"
     return key.replace(b"\0", b"/").decode(errors="replace")

@@ -50,7 +50,11 @@ LARGEST_MAP: Final = 1 << 40
 SMALLEST_MAP: Final = 1 << 36
 MAX_READERS: Final = 2048
 
+ARRIVALS_KEPT: Final = 1024
+"""How many announced letters somebody may have missed and still know which they were."""
+
 _LAST_TOKEN = b"token"
+_LAST_ARRIVAL = b"arrival"
 _LOCK_FILE_BYTES = 4096 + MAX_READERS * 64
 """A header, and a slot per reader."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -130,6 +134,13 @@ class ReadTransaction:
         if stop <= start:
             return []
         return self._range("log", prefix + keys.pack_sequence(start), prefix + keys.pack_sequence(stop), None)
+
+    def arrivals(self, after: int | None) -> tuple[int, Rows]:
+        """The number of the last letter that was announced, and what was announced after another one."""
+        number = int.from_bytes(self._transaction.get(_LAST_ARRIVAL, b"", db=self._databases["meta"]), "big")
+        if after is None or after >= number:
+            return number, []
+        return number, self._range("arrivals", keys.pack_sequence(after + 1), None, None)
 
     def newest_release(self) -> str:
         """The newest release that has opened the directory; empty where that is not known."""
@@ -226,9 +237,9 @@ class WriteTransaction:
         self._databases = databases
         self.id: int = transaction.id()
 
-    def last_sequence(self, prefix: bytes) -> int:
-        """The sequence a session's log ends at; -1 where it is empty."""
-        return _last_sequence(self._transaction, self._databases["log"], prefix)
+    def last_sequence(self, prefix: bytes, table: str = "log") -> int:
+        """The number at the end of the last key of a table that begins so; -1 where there is none."""
+        return _last_sequence(self._transaction, self._databases[table], prefix, table)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value under a key."""
@@ -240,10 +251,23 @@ class WriteTransaction:
 
     def next_token(self) -> int:
         """A fencing token no lock of this directory has had before."""
+        return self._next(_LAST_TOKEN)
+
+    def announce(self, run_ids: Iterable[str]) -> None:
+        """Let everyone on the directory see that letters for these runs have arrived; who looks too late is told that
+        there were many.
+        """
+        for run_id in run_ids:
+            number = self._next(_LAST_ARRIVAL)
+            self.write("arrivals", [(keys.pack_sequence(number), keys.run_key(run_id))])
+            if number > ARRIVALS_KEPT:
+                self.delete("arrivals", keys.pack_sequence(number - ARRIVALS_KEPT))
+
+    def _next(self, counter: bytes) -> int:
         meta = self._databases["meta"]
-        token = int.from_bytes(self._transaction.get(_LAST_TOKEN, b"", db=meta), "big") + 1
-        self._transaction.put(_LAST_TOKEN, keys.pack_sequence(token), db=meta)
-        return token
+        number = int.from_bytes(self._transaction.get(counter, b"", db=meta), "big") + 1
+        self._transaction.put(counter, keys.pack_sequence(number), db=meta)
+        return number
 
     def write(self, table: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Put rows, replacing what their keys held."""
@@ -568,13 +592,13 @@ def _numbers(release: str) -> list[int]:
     return [int(number) for number in re.findall(r"[0-9]+", release)]
 
 
-def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:
+def _last_sequence(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes, table: str = "log") -> int:
     with transaction.cursor(database) as cursor:
         found = cursor.prev() if cursor.set_range(keys.after_prefix(prefix)) else cursor.last()
         if found and cursor.key().startswith(prefix):
             key = cursor.key()
             if len(key) != len(prefix) + keys.SEQUENCE_BYTES:
-                raise _out_of_order("log", key)
+                raise _out_of_order(table, key)
             return keys.sequence_of(key)
     return -1
 

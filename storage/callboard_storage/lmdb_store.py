@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError, ForkedError, StoreClosedError
+from callboard_protocol.letters import Letter
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
@@ -23,6 +24,7 @@ from callboard_storage.room import DEFAULT_FREE_BYTES, check_limits
 from callboard_storage.store import (
     RECORDS_READ_ON_LOOP,
     Acknowledge,
+    Arrivals,
     Batch,
     Deletion,
     Fence,
@@ -180,6 +182,16 @@ class LmdbStore:
         return await self._read_on_thread(
             lambda snapshot: reading.unfinished(snapshot, session_id, self._quarantine.add)
         )
+
+    async def read_letters(self, session_id: str, run_id: str) -> Sequence[Letter]:
+        """The letters posted to a run that it has not taken in."""
+        return await self._read(lambda snapshot: reading.letters(snapshot, session_id, run_id))
+
+    async def read_arrivals(self, after: int | None) -> Arrivals:
+        """Which runs have been posted letters to."""
+        number, rows = self._read_here(lambda snapshot: snapshot.arrivals(after))
+        is_whole = after is None or len(rows) == number - after
+        return Arrivals(number, frozenset(run.decode() for _, run in rows) if is_whole else None)
 
     async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs that are this open store's, those of the dead included."""
@@ -396,18 +408,22 @@ def _nothing(_: WriteTransaction) -> int:
 
 def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
     runs = chunks = 0
+    ended: set[bytes] = set()
     for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
         run = key[len(prefix) :]
         if transaction.snapshot().get("unfinished", run) is None:
+            ended.add(run)
             transaction.delete("session_runs", key)
             chunks += transaction.delete_prefix("blobs", keys.run_prefix(run))
             runs += int(transaction.delete("runs", run))
     transaction.delete("locks", prefix[:-1])
+    transaction.write("arrivals", [(key, b"") for key, run in transaction.snapshot().rows("arrivals") if run in ended])
     return Deletion(
         records=transaction.delete_prefix("log", prefix),
         heads=int(transaction.delete("heads", prefix[:-1])),
         checkpoints=transaction.delete_prefix("checkpoints", prefix),
         memory=transaction.delete_prefix("memory", prefix),
         runs=runs,
+        letters=transaction.delete_prefix("letters", prefix),
         chunks=chunks + transaction.delete_prefix("blobs", prefix),
     )

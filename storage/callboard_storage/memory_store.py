@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError, StoreClosedError
+from callboard_protocol.letters import Letter
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage import keys, reading
+from callboard_storage import keys, posting, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import (
@@ -38,6 +39,7 @@ from callboard_storage.reading import Rows
 from callboard_storage.room import Room, Space, check_limits
 from callboard_storage.store import (
     Acknowledge,
+    Arrivals,
     Batch,
     Deletion,
     Fence,
@@ -87,6 +89,13 @@ class _Tables:
             rows[key] = value
             self.bytes_used += len(value)
 
+    def change_all(self, session: _Session, batch: FrameBatch) -> None:
+        for table, key, value in batch.changes:
+            self.change(session, table, key, value)
+        for prefix in batch.done_with:
+            for key in [key for key in session.tables.get("letters", {}) if key.startswith(prefix)]:
+                self.change(session, "letters", key, None)
+
     def delete_session(self, prefix: bytes) -> Deletion:
         session = self.sessions.pop(prefix, None)
         if session is None:
@@ -112,6 +121,7 @@ class _Tables:
             checkpoints=len(session.tables.get("checkpoints", {})),
             memory=len(session.tables.get("memory", {})),
             runs=ended,
+            letters=len(session.tables.get("letters", {})),
         )
 
     def get(self, table: Table, key: bytes) -> bytes | None:
@@ -123,6 +133,11 @@ class _Tables:
 
     def chunk(self, key: bytes) -> bytes | None:
         return None  # every frame is in its row
+
+    def last_number(self, prefix: bytes) -> int:
+        session = self.sessions.get(prefix[: prefix.index(b"\0") + 1])
+        letters = {} if session is None else session.tables.get("letters", {})
+        return max((keys.sequence_of(key) for key in letters if key.startswith(prefix)), default=-1)
 
     def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
         rows = self.shared[table]
@@ -238,6 +253,14 @@ class MemoryStore:
     async def read_unfinished(self, session_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of all runs that have not ended."""
         return self._read(lambda tables: reading.unfinished(tables, session_id, self._quarantine.add))
+
+    async def read_letters(self, session_id: str, run_id: str) -> Sequence[Letter]:
+        """The letters posted to a run that it has not taken in."""
+        return self._read(lambda tables: reading.letters(tables, session_id, run_id))
+
+    async def read_arrivals(self, after: int | None) -> Arrivals:
+        """Nothing ever arrives from elsewhere: there is nobody else."""
+        return Arrivals(0, frozenset())
 
     async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs: they belong to whoever has the store open."""
@@ -361,11 +384,14 @@ class MemoryStore:
             if fence is not None:
                 self._refusals.refuse(batch.session_id, full)
             return full
+        if batch.posted:
+            unposted = posting.refusal(batch, self._tables.get, self._tables.last_number)
+            if unposted is not None:
+                return unposted
         if fence is not None and fence.lease is not None:
             self._pass_lock(batch, session, fence, fence.lease)
         session.log += batch.log
-        for table, key, value in batch.changes:
-            self._tables.change(session, table, key, value)
+        self._tables.change_all(session, batch)
         self._tables.bytes_used += batch.log_size
         self._commits += 1
         self._batches += 1

@@ -33,6 +33,7 @@ _SUBJECTS: Final[Mapping[str, str]] = MappingProxyType(
         "checkpoints": "checkpoint {name!r} of session {session_id!r}",
         "memory": "the memory entry {name!r} of session {session_id!r}",
         "runs": "the entry of run {run_id!r}",
+        "letters": "a letter to a run of session {session_id!r}",
     }
 )
 
@@ -44,6 +45,7 @@ _HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "checkpoints": "return to another checkpoint of the session; the session itself goes on",
         "memory": "restore a backup, or delete the session",
         "runs": "restore a backup; until then the run is left alone and is not lost",
+        "letters": "cancel the run it was for, or restore a backup",
     }
 )
 

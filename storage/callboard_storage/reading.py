@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Literal, Protocol, TypeVar, cast
 
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UsageError
+from callboard_protocol.letters import Letter, Posted
 from callboard_protocol.records import LogRecord, Record
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import chunks, keys
@@ -273,6 +274,16 @@ def copied_log(snapshot: Snapshot, source: str, target: str, behind: int) -> Row
         except DamagedRecordError as error:
             raise located(error, "log", key, snapshot.newest_release()) from error
     return copies
+
+
+def letters(snapshot: Snapshot, session_id: str, run_id: str) -> list[Letter]:
+    """A run's letters: by kind, signals in their order."""
+    prefix = keys.session_prefix(session_id)
+    own = keys.letters_prefix(prefix, run_id)
+    rows = snapshot.session_rows("letters", prefix)
+    return [
+        cast(Letter, _decoded(snapshot, "letters", key, frame, Posted)) for key, frame in rows if key.startswith(own)
+    ]
 
 
 def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from callboard_protocol import messages, model_calls, records, runs, sessions, tools
+from callboard_protocol import letters, messages, model_calls, records, runs, sessions, tools
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UnknownSchemaError
 from callboard_storage.migrations import UPCASTERS, Upcaster
@@ -121,6 +121,9 @@ SCHEMAS = Schemas(
         _schema(33, 1, sessions.SessionCheckpoint),
         _schema(34, 1, sessions.RunEntry),
         _schema(35, 1, sessions.MemoryEntry),
+        _schema(36, 1, letters.PostedDecision),
+        _schema(37, 1, letters.PostedSignal),
+        _schema(38, 1, letters.PostedCancellation),
     )
 )
 """What this release reads and writes."""

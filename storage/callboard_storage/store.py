@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from callboard_protocol.errors import CallboardError
+from callboard_protocol.letters import Letter
 from callboard_protocol.records import LogRecord
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 
@@ -65,6 +66,19 @@ class StoredRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Letters that have arrived since an earlier look.
+
+    Attributes:
+        number: what to say at the next look.
+        run_ids: the runs they are for; None where there were too many to know.
+    """
+
+    number: int
+    run_ids: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoreFigures:
     """What a store holds.
 
@@ -99,6 +113,7 @@ class Deletion:
         checkpoints: of its checkpoints.
         memory: entries of its memory.
         runs: entries of runs that had ended.
+        letters: posted to its runs and not taken in.
         chunks: pieces in which a store on disk kept large values of theirs; not counted in `total`.
     """
 
@@ -107,12 +122,13 @@ class Deletion:
     checkpoints: int = 0
     memory: int = 0
     runs: int = 0
+    letters: int = 0
     chunks: int = 0
 
     @property
     def total(self) -> int:
         """All that was stored, whatever it was kept in."""
-        return self.records + self.heads + self.checkpoints + self.memory + self.runs
+        return self.records + self.heads + self.checkpoints + self.memory + self.runs + self.letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +200,14 @@ class Batch(Protocol):
 
     def delete_memory(self, name: str) -> None:
         """Remove one entry of the session's memory; an absent one is no error."""
+        ...
+
+    def post(self, letter: Letter) -> None:
+        """Post a letter to a run of the session; see `callboard_storage.posting.post`."""
+        ...
+
+    def take_letter(self, letter: Letter) -> None:
+        """Remove a letter that its run has taken in."""
         ...
 
 
@@ -286,6 +310,22 @@ class Store(Protocol):
         """
         ...
 
+    async def read_letters(self, session_id: str, run_id: str) -> Sequence[Letter]:
+        """The letters posted to a run that it has not taken in: decisions and cancellations, then signals in order.
+
+        Raises:
+            DamagedRecordError: one of them cannot be read.
+        """
+        ...
+
+    async def read_arrivals(self, after: int | None) -> Arrivals:
+        """Which runs have been posted letters to by anyone on the directory.
+
+        Args:
+            after: the `number` of an earlier look; None for the first one, which names no run.
+        """
+        ...
+
     async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs that are this open store's, in admission order.
 
@@ -377,7 +417,7 @@ class Store(Protocol):
         ...
 
     async def delete_session(self, session_id: str) -> Deletion:
-        """Remove a session's log, head, checkpoints, memory and ended runs, and say what that was.
+        """Remove a session's log, head, checkpoints, memory, ended runs and their letters, and say what that was.
 
         It keeps its turn among the commits. Unfinished runs stay, and go with the next deletion once they have ended.
 

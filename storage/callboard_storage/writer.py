@@ -17,7 +17,7 @@ from typing import Any, Self, TypeAlias, cast
 import pykka
 
 from callboard_protocol.errors import CallboardError, StoreError, StoreFullError
-from callboard_storage import chunks
+from callboard_storage import chunks, posting
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.ballast import Ballast
 from callboard_storage.batch import FrameBatch, Table
@@ -255,9 +255,12 @@ class StoreWriter(pykka.ThreadingActor):
         changes: _Changes = {}
         if self._room.is_due(time.monotonic()):
             self._measure()
+        done_with: list[bytes] = []
         for item in group:
             error = self._take_in(transaction, item, rows, changes)
             batch = item.batch
+            if error is None:
+                done_with += batch.done_with
             if error is not None and item.fence is not None:
                 self._refusals.refuse(batch.session_id, error)
             elif batch.log and not written:
@@ -265,6 +268,9 @@ class StoreWriter(pykka.ThreadingActor):
             answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
         self._write_out(transaction, rows)
         self._change(transaction, changes)
+        for prefix in done_with:
+            letters = transaction.snapshot().session_rows("letters", prefix)
+            self._change(transaction, {"letters": {key: None for key, _ in letters}})
         if not written:
             written.update({(table, key): value for table, values in changes.items() for key, value in values.items()})
 
@@ -289,7 +295,9 @@ class StoreWriter(pykka.ThreadingActor):
                 return None
             if verdict is not Verdict.WRITE:
                 return verdict
-        refusal = self._room.refusal(batch)
+        refusal: CallboardError | None = self._room.refusal(batch)
+        if refusal is None and batch.posted:
+            refusal = self._post(transaction, batch, changes)
         if refusal is not None:
             return refusal
         self._room.count(batch.size)
@@ -302,6 +310,17 @@ class StoreWriter(pykka.ThreadingActor):
         for table, key, value in batch.changes:
             changes.setdefault(table, {})[key] = value
         return None
+
+    def _post(self, transaction: WriteTransaction, batch: FrameBatch, changes: _Changes) -> CallboardError | None:
+        """Announce the letters a batch posts; the error if they are refused."""
+        # What the group has changed so far counts: it may have ended the run, or decided the call.
+        self._change(transaction, changes)
+        refusal = posting.refusal(
+            batch, transaction.get, lambda prefix: transaction.last_sequence(prefix, table="letters")
+        )
+        if refusal is None:
+            transaction.announce({letter.run_id for letter in batch.posted.values()})
+        return refusal
 
     def _judge(self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: Rows) -> Verdict | CallboardError:
         session_id = item.batch.session_id

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from callboard_protocol import records
 from callboard_protocol.base import Frozen
+from callboard_protocol.letters import PostedCancellation, PostedDecision, PostedSignal
 from callboard_protocol.messages import DataPart, LinkPart, Message, TextPart, ToolCall, Usage
 from callboard_protocol.model_calls import ModelResponse
 from callboard_protocol.records import Record
@@ -90,7 +91,14 @@ SNAPSHOT = ErrorSnapshot(
     at=10.5,
 )
 PENDING = PendingCall(
-    reason="approval", call_id="run:3", tool="pay", arguments={"amount": 5}, arguments_digest="abc", message="dear"
+    reason="approval",
+    call_id="run:3",
+    tool="pay",
+    arguments={"amount": 5},
+    arguments_digest="abc",
+    message="dear",
+    attempt=2,
+    expires_at=1800000000.5,
 )
 REQUEST = RunRequest(
     agent_id="agent",
@@ -178,6 +186,8 @@ EXAMPLES: tuple[Frozen, ...] = (
         step="3",
         tool="pay",
         decision=Happened(PLAIN),
+        reason="in_doubt",
+        attempt=2,
         arguments_digest=b"\x03" * 16,
         by="ann",
         note="seen it",
@@ -249,6 +259,20 @@ EXAMPLES: tuple[Frozen, ...] = (
         ended_at=6.5,
     ),
     MemoryEntry(name="note", value=PLAIN, updated_at=7.5),
+    PostedDecision(
+        run_id="run",
+        at=8.5,
+        step="3",
+        reason="in_doubt",
+        attempt=2,
+        tool="pay",
+        decision=Happened({"paid": 5}),
+        arguments_digest=b"digest",
+        by="ann",
+        note="looked it up",
+    ),
+    PostedSignal(run_id="run", at=8.5, number=7, channel="mail", value=PLAIN),
+    PostedCancellation(run_id="run", at=8.5, by="ann", reason="enough"),
 )
 """One model of every schema, with every field away from its default."""
 

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 from zlib import crc32
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError
+from callboard_protocol.letters import Letter, Posted
 from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED
@@ -17,7 +18,19 @@ from callboard_storage.upkeep.report import Problem
 
 ModelT = TypeVar("ModelT")
 
-TABLES = ("log", "heads", "checkpoints", "memory", "runs", "unfinished", "session_runs", "blobs", "locks")
+TABLES = (
+    "log",
+    "heads",
+    "checkpoints",
+    "memory",
+    "runs",
+    "unfinished",
+    "session_runs",
+    "blobs",
+    "locks",
+    "letters",
+    "arrivals",
+)
 
 _ROWS_BETWEEN_REPORTS = 8192
 
@@ -81,6 +94,8 @@ class Walk:
                 "session_runs": self._check_session_run,
                 "locks": self._check_lock,
                 "blobs": self._check_chunk,
+                "letters": self._check_letter,
+                "arrivals": self._check_arrival,
             }
             for key, value in self._each(table):
                 checks[table](key, value)
@@ -225,6 +240,20 @@ class Walk:
         holder = holder_in(value)
         if holder is None or not holder.token:
             self._wrong("locks", key, "does not name a holder", key)
+
+    def _check_letter(self, key: bytes, frame: bytes) -> None:
+        session, _ = _split(key)
+        letter = self._decoded("letters", key, frame, Posted, session)
+        if letter is None:
+            return
+        if keys.letter_key(session + b"\0", cast(Letter, letter)) != key:
+            self._wrong("letters", key, "is kept under another letter's key", session)
+        if "unfinished" in self._tables and self._snapshot.get("unfinished", letter.run_id.encode()) is None:
+            self._wrong("letters", key, f"is for run {letter.run_id!r}, which has ended", session)
+
+    def _check_arrival(self, key: bytes, _: bytes) -> None:
+        if len(key) != keys.SEQUENCE_BYTES:
+            self._wrong("arrivals", key, "is not under a number")
 
     def _check_session_run(self, key: bytes, value: bytes) -> None:
         session, run = _split(key)

@@ -40,6 +40,8 @@ def test_a_sound_store_is_said_to_be_sound(filled):
         "session_runs": 3,
         "locks": 0,
         "blobs": 0,
+        "letters": 0,
+        "arrivals": 0,
     }
     assert report.sessions == 3
     assert report.bytes_checked > 1000

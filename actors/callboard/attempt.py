@@ -16,6 +16,7 @@ from callboard.journal import RunJournal
 from callboard.kernel import Ref
 from callboard.lifecycle_steps import MemorySteps, lifecycle_record, state_after_last_step
 from callboard.live_run import LiveRun, SessionState
+from callboard.mail import RunMail
 from callboard.memory import MemoryActor
 from callboard.model_step import feedback_for
 from callboard.plain_steps import NOT_MEANT_FOR_US, failed
@@ -24,7 +25,7 @@ from callboard.run_info import RunInfo, run_at_work
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.snapshot import snapshot_of
-from callboard.stops import SessionElsewhere, StopRun
+from callboard.stops import SessionElsewhere, StopRun, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import (
     CloseRun,
@@ -118,6 +119,11 @@ class RunAttempt:
         if ticket.stop is not None:
             raise ticket.stop
         run, opened = await self._open(self._agent.state_type)
+        if ticket.mail.cancellation is not None:
+            # It was posted while nobody carried the run.
+            wanted = ticket.mail.cancellation
+            ticket.stopped_by, ticket.reason = wanted.by, wanted.reason
+            raise cancelled(ticket.run_id, wanted.by, wanted.reason)
         run.is_limited = await self._directory.supervisor.ask(
             OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
         )
@@ -153,6 +159,9 @@ class RunAttempt:
         for stored in opened.own:
             run.meter.count(stored.record)
         self._run, self._has_begun = run, journal.began is not None
+        if ticket.has_mail and ticket.request.durable:
+            ticket.has_mail = False
+            ticket.mail = RunMail(await self._directory.store.read_letters(ticket.session_id, ticket.run_id))
         return run, opened
 
     def _announce(self, run: LiveRun, opened: OpenedSession) -> None:
@@ -335,7 +344,7 @@ class RunAttempt:
         """End the run as what came out of its pattern says."""
         if isinstance(error, BaseExceptionGroup):
             # Of a task group around branches, say: what ends the run may be among what it gathered.
-            error = _first_of(error, StopRun) or _first_of(error, StoreError) or error
+            error = _stop_in(error) or _first_of(error, StoreError) or error
         if self._ticket.stop is not None and not isinstance(error, StopRun | StoreError):
             # Whatever its pattern makes of being stopped, that is why the run ends.
             error = self._ticket.stop
@@ -522,6 +531,23 @@ class RunAttempt:
             pending=ticket.entry.pending,
             metadata=ticket.request.metadata,
         )
+
+
+def _stop_in(group: BaseExceptionGroup[BaseException]) -> StopRun | None:
+    """What stops the run, among what branches in a task group raised: what they wait for is asked together."""
+    stops = group.subgroup(StopRun)
+    if stops is None:
+        return None
+    found: list[StopRun] = []
+    waiting: list[BaseException] = [stops]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+        elif isinstance(error, StopRun):
+            found.append(error)
+    ending = [stop for stop in found if stop.stop_reason != "suspended"]
+    return ending[0] if ending else StopRun("suspended", pending=tuple(call for stop in found for call in stop.pending))
 
 
 def _first_of(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException | None:

@@ -11,6 +11,7 @@ from callboard.storage_hold import StorageHold
 from callboard_protocol.commands import AppendRecords, SettleAppends
 from callboard_protocol.errors import NonDeterministicRunError, UnpersistableValueError
 from callboard_protocol.failures import describe
+from callboard_protocol.letters import Letter
 from callboard_protocol.records import (
     DecisionMade,
     IntentRecorded,
@@ -24,6 +25,7 @@ from callboard_protocol.records import (
 )
 from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
+from callboard_protocol.tools import Question
 from callboard_protocol.trusted import trusted
 from callboard_storage.store import StoredRecord
 
@@ -65,7 +67,7 @@ class RunJournal:
         self.completed: dict[str, StepCompleted] = {}
         self.intents: dict[str, IntentRecorded] = {}
         self.sleeps: dict[str, SleepBegan] = {}
-        self.decisions: dict[str, DecisionMade] = {}
+        self.decisions: dict[tuple[str, Question, int], DecisionMade] = {}
         self.progressed = False
         self.next_ordinal = 0
         self.steps = 0
@@ -89,7 +91,7 @@ class RunJournal:
         elif isinstance(record, IntentRecorded):
             self.intents[record.step] = record
         elif isinstance(record, DecisionMade):
-            self.decisions[record.step] = record
+            self.decisions[record.step, record.reason, record.attempt] = record
             self.progressed = True
         elif isinstance(record, SleepBegan):
             self.sleeps[record.step] = record
@@ -146,7 +148,9 @@ class RunJournal:
             )
         return record
 
-    async def complete(self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = ()) -> StepCompleted:
+    async def complete(
+        self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = (), taken: Letter | None = None
+    ) -> StepCompleted:
         """Append a step's outcome; it is completed once this returns.
 
         A value that cannot be stored becomes the step's error under the same ordinal, so that the run's records stay
@@ -160,7 +164,7 @@ class RunJournal:
             StoreError: the store refused.
         """
         try:
-            await self.append(record, memory=memory)
+            await self.append(record, memory=memory, taken=taken)
         except UnpersistableValueError as unstorable:
             problem = record.state.problem if isinstance(record.state, Unfit) else unstorable
             what = f"{record.kind} {record.name!r}" if record.name else record.kind
@@ -181,7 +185,7 @@ class RunJournal:
                 duration=record.duration,
                 running=record.running,
             )
-            await self.append(failed)
+            await self.append(failed, taken=taken)
             return failed
         return record
 
@@ -197,6 +201,7 @@ class RunJournal:
         run: RunEntry | None = None,
         memory: Sequence[MemoryEntry] = (),
         checkpoint: SessionCheckpoint | None = None,
+        taken: Letter | None = None,
         may_wait: bool = True,
     ) -> None:
         """Append records in one transaction. A cancellation ends this call only once the store has answered: whatever
@@ -207,6 +212,7 @@ class RunJournal:
             run: the run's entry, where it changed.
             memory: entries of the session's memory that changed.
             checkpoint: a checkpoint to keep.
+            taken: a letter to the run that these records take in.
             may_wait: whether the run waits for room; otherwise the store's refusal is raised.
 
         Raises:
@@ -228,6 +234,7 @@ class RunJournal:
             run=run,
             memory=memory,
             checkpoint=checkpoint,
+            taken=taken,
             hold=hold if may_wait else None,
         )
         try:

@@ -14,6 +14,7 @@ from callboard.budgets import Claim
 from callboard.directory import Directory
 from callboard.journal import RunJournal, Unfit
 from callboard.kernel import Ref
+from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.output import readable
 from callboard.record_events import events_of
@@ -27,6 +28,7 @@ from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError, UnpersistableValueError, UsageError
 from callboard_protocol.event_base import RawEvent
 from callboard_protocol.failures import restore, text_of
+from callboard_protocol.letters import PostedSignal
 from callboard_protocol.messages import Message
 from callboard_protocol.meter import RunMeter
 from callboard_protocol.records import IntentRecorded, LogRecord, SleepBegan, StepCompleted
@@ -143,6 +145,11 @@ class LiveRun:
         self._pause_began = 0.0
 
     @property
+    def mail(self) -> RunMail:
+        """What was said to the run from outside."""
+        return self.ticket.mail
+
+    @property
     def model_name(self) -> str:
         """Whom the run asks, by name; empty where the agent has no model."""
         return "" if self._model is None else self._model.name
@@ -206,7 +213,9 @@ class LiveRun:
 
     # ---- records
 
-    async def land(self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = ()) -> StepCompleted:
+    async def land(
+        self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = (), taken: PostedSignal | None = None
+    ) -> StepCompleted:
         """Append a step's outcome.
 
         Returns:
@@ -216,7 +225,7 @@ class LiveRun:
             FencedError: the session moved on without this run.
             StoreError: the store refused.
         """
-        landed = await self.journal.complete(record, memory=memory)
+        landed = await self.journal.complete(record, memory=memory, taken=taken)
         if landed is not record and record.state_changed:
             self.state.owe()
         return landed

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from callboard.mail import RunMail
 from callboard.ticket import RunTicket
 from callboard_protocol.errors import StoreError
 from callboard_protocol.sessions import RunEntry
@@ -34,6 +35,7 @@ class Neighbours:
         freed: called with a session that is free again.
         stopped: called with a followed run and its entry, once it has stopped there.
         someone_died: called when an owner died: it may have left runs.
+        letters_came: called with the runs that others have posted letters to; with None where there were too many.
     """
 
     def __init__(
@@ -43,11 +45,15 @@ class Neighbours:
         freed: Callable[[str], object],
         stopped: Callable[[RunTicket, RunEntry], Awaitable[object]],
         someone_died: Callable[[], Awaitable[object]],
+        letters_came: Callable[[frozenset[str] | None], Awaitable[object]],
     ) -> None:
         self._store = store
         self._freed = freed
         self._stopped = stopped
         self._someone_died = someone_died
+        self._letters_came = letters_came
+        self._last_arrival: int | None = None
+        self._recovers = False
         self._sessions: set[str] = set()
         self._runs: dict[str, RunTicket] = {}
         # A run that is being taken over is nobody else's any more, but does not hold its session here yet.
@@ -69,9 +75,15 @@ class Neighbours:
         """Follow a run no longer."""
         self._runs.pop(run_id, None)
 
-    def call_the_roll(self) -> None:
-        """Begin to notice deaths."""
+    async def call_the_roll(self, *, recovers: bool) -> None:
+        """Begin to notice who comes and goes, and what is posted.
+
+        Args:
+            recovers: whether `someone_died` is called.
+        """
         if self._calling is None:
+            self._recovers = recovers
+            self._last_arrival = (await self._store.read_arrivals(None)).number
             self._calling = asyncio.get_running_loop().create_task(self._call(), name="roll call")
 
     def close(self) -> None:
@@ -86,11 +98,12 @@ class Neighbours:
             self._looking = asyncio.get_running_loop().create_task(self._look_around(), name="neighbours")
 
     async def _look_around(self) -> None:
-        while self._sessions or self._runs:
+        while self._sessions or self._runs or self._store.has_company:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
             try:
                 async with self._turn:
                     await self._look_once()
+                await self._fetch_letters()
             except StoreError as error:
                 # Who waits goes on waiting; the next look may succeed.
                 logger.warning("what other processes hold could not be seen: %s", error)
@@ -103,16 +116,32 @@ class Neighbours:
                 self._freed(session_id)
         for ticket in list(self._runs.values()):
             entry = await self._store.read_run(ticket.run_id)
-            if entry is not None and (entry.state in FINAL or entry.state == RunState.SUSPENDED):
+            if entry is not None and (entry.state in FINAL or await self._stays_suspended(entry)):
                 self._runs.pop(ticket.run_id, None)
                 await self._stopped(ticket, entry)
+
+    async def _stays_suspended(self, entry: RunEntry) -> bool:
+        """Whether a run waits for a decision: not one that has been decided and goes on as soon as that is noticed."""
+        if entry.state != RunState.SUSPENDED:
+            return False
+        mail = RunMail(await self._store.read_letters(entry.session_id, entry.run_id))
+        return not mail.cancellation and not any(map(mail.decides, entry.pending))
+
+    async def _fetch_letters(self) -> None:
+        arrivals = await self._store.read_arrivals(self._last_arrival)
+        self._last_arrival = arrivals.number
+        if arrivals.run_ids is None or arrivals.run_ids:
+            await self._letters_came(arrivals.run_ids)
 
     async def _call(self) -> None:
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_ROLL_CALLS)
             try:
-                if await self._store.others_died():
+                if await self._store.others_died() and self._recovers:
                     async with self._turn:
                         await self._someone_died()
+                await self._fetch_letters()
+                if self._store.has_company:
+                    self._look()
             except StoreError as error:
                 logger.warning("the runs of a process that died could not be taken over: %s", error)

@@ -1,4 +1,4 @@
-"""The steps beside models and tools: functions, sleep, time, chance, artifacts, events."""
+"""The steps beside models and tools: functions, time, chance, artifacts, events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
 from functools import lru_cache
 from typing import Any, get_type_hints
 
@@ -15,15 +14,16 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from callboard.live_run import LiveRun
 from callboard.scopes import Scope
+from callboard.stops import StopRun
 from callboard.tools.results import to_plain
-from callboard_protocol.base import JsonObject, as_seconds, check_name
-from callboard_protocol.commands import LeaveSlot, RegainSlot
+from callboard_protocol.base import JsonObject, check_name
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, UnpersistableValueError, UsageError
 from callboard_protocol.events import check_custom_name
 from callboard_protocol.failures import StepFailedError, describe, restore, text_of
-from callboard_protocol.records import SleepBegan, StepCompleted, StepKind
+from callboard_protocol.records import StepCompleted, StepKind
 from callboard_protocol.runs import RunArtifact
+from callboard_protocol.tools import PendingCall
 
 
 async def run_function(
@@ -81,7 +81,7 @@ async def _execute(
         except Exception as problem:  # noqa: BLE001  (pydantic's own errors, and those of a user's validators)
             error = _unfit(name, value, problem)
             value = None
-    record = _record(
+    record = step_record(
         run, scope, step, "step", name, fit=fit, value=value, error=error, duration=time.monotonic() - started
     )
     return await run.land(record)
@@ -142,36 +142,6 @@ def _returns(fn: Callable[..., Any]) -> TypeAdapter[Any]:
         ) from None
 
 
-async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None:
-    """Sleep durably; see `RunContext.sleep`."""
-    seconds = as_seconds(duration)
-    step = scope.begin("sleep", timed=False)
-    try:
-        began = run.journal.sleeps.get(step)
-        if began is None:
-            began = SleepBegan(
-                run_id=run.run_id,
-                ordinal=run.journal.claim_ordinal(),
-                at=time.time(),
-                step=step,
-                wake_at=time.time() + seconds,
-                clock=scope.clock,
-            )
-            await run.journal.append(began)
-        left = began.wake_at - time.time()
-        if left > 0:
-            run.heed_stop()
-            run.directory.supervisor.tell(LeaveSlot(run_id=run.run_id))
-            run.pause()
-            try:
-                await asyncio.sleep(left)
-                await run.directory.supervisor.ask(RegainSlot(run_id=run.run_id), timeout=None)
-            finally:
-                run.unpause()
-    finally:
-        scope.end()
-
-
 def read_clock(run: LiveRun, scope: Scope) -> float:
     """The time in unix seconds: what an earlier attempt read at this point, or now."""
     recorded = run.clocks.get(scope.upcoming, ())
@@ -184,14 +154,14 @@ def read_clock(run: LiveRun, scope: Scope) -> float:
 def keep_map_readings(run: LiveRun, scope: Scope, step: str) -> None:
     """Let the first record of a map's branches bring along the clock readings taken before the map."""
     if scope.clock and step not in run.journal.completed:
-        run.journal.owe(_record(run, scope, step, "map", ""))
+        run.journal.owe(step_record(run, scope, step, "map", ""))
 
 
 def keep_branch_readings(run: LiveRun, scope: Scope) -> None:
     """Let the next record of any scope bring along the clock readings taken before a branch, which may use them."""
     step = f"{scope.upcoming}@{len(scope.readings)}"
     if scope.readings and step not in run.journal.completed:
-        record = _record(run, scope, step, "map", "")
+        record = step_record(run, scope, step, "map", "")
         run.journal.owe(record.model_copy(update={"clock": tuple(scope.readings)}))
 
 
@@ -208,7 +178,7 @@ async def add_artifact(run: LiveRun, scope: Scope, artifact: RunArtifact) -> Run
         fit = fingerprint((artifact.kind, artifact.payload))
         recorded = run.journal.recorded(step, "artifact", artifact.name, fit)
         if recorded is None:
-            recorded = _record(run, scope, step, "artifact", artifact.name, fit=fit, artifact=artifact)
+            recorded = step_record(run, scope, step, "artifact", artifact.name, fit=fit, artifact=artifact)
             await run.complete(recorded)
         if recorded.error is not None:
             raise restore(recorded.error)
@@ -232,24 +202,43 @@ async def emit(run: LiveRun, scope: Scope, name: str, payload: JsonObject) -> No
         fit = fingerprint(payload)
         recorded = run.journal.recorded(step, "emit", name, fit)
         if recorded is None:
-            await run.complete(_record(run, scope, step, "emit", name, fit=fit, value=payload))
+            await run.complete(step_record(run, scope, step, "emit", name, fit=fit, value=payload))
         elif recorded.error is not None:
             raise restore(recorded.error)
     finally:
         scope.end()
 
 
-async def first_failure(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Wait until all are done, or one has failed; then raise its error."""
-    if not tasks:
-        return
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in tasks:
-        if task in done:
-            task.result()
+async def first_failure(tasks: Sequence[asyncio.Future[Any]], asked: Sequence[PendingCall] = ()) -> None:
+    """Wait until all are done, or one has failed; then raise its error.
+
+    A task that waits for somebody's decision has not failed: the others go on, so that none of them is cut short for
+    it, and what they all wait for is raised together.
+
+    Args:
+        tasks: what to wait for.
+        asked: calls beside them that wait for a decision.
+
+    Raises:
+        StopRun: some wait for a decision.
+    """
+    pending = [*asked]
+    left = set(tasks)
+    while left:
+        done, left = await asyncio.wait(left, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task in done:
+                try:
+                    task.result()
+                except StopRun as stop:
+                    if stop.stop_reason != "suspended":
+                        raise
+                    pending += stop.pending
+    if pending:
+        raise StopRun("suspended", pending=tuple(pending))
 
 
-def _record(
+def step_record(
     run: LiveRun,
     scope: Scope,
     step: str,
@@ -262,6 +251,7 @@ def _record(
     artifact: RunArtifact | None = None,
     duration: float = 0.0,
 ) -> StepCompleted:
+    """The record of a step that has its outcome, with what it changed of the session's state."""
     changed, state = run.state.changed()
     return StepCompleted(
         run_id=run.run_id,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from callboard import model_step, plain_steps, tool_steps
+from callboard import model_step, plain_steps, signal_steps, tool_steps
 from callboard.agents import DepsT
 from callboard.live_run import LiveRun
 from callboard.output import OutputContract
@@ -181,7 +181,31 @@ class RunContext(Generic[DepsT]):
         Args:
             duration: seconds or a timedelta.
         """
-        await plain_steps.sleep(self._run, self._scope, duration)
+        await signal_steps.sleep(self._run, self._scope, duration)
+
+    @overload
+    async def receive(
+        self, channel: str, type_: type[ResultT], *, timeout: float | timedelta | None = None
+    ) -> ResultT: ...
+    @overload
+    async def receive(self, channel: str, type_: Any = Any, *, timeout: float | timedelta | None = None) -> Any: ...
+    async def receive(self, channel: str, type_: Any = Any, *, timeout: float | timedelta | None = None) -> Any:
+        """Wait for a value that somebody sends with `Runtime.send`; one that came before counts too. Values of a
+        channel come in the order they were sent, each once, over all restarts.
+
+        Args:
+            channel: which.
+            type_: what the value must be; it is validated.
+            timeout: seconds or a timedelta to wait, over all restarts; for good where None.
+
+        Raises:
+            ReceiveTimeoutError: nothing came in time.
+            UnexpectedSignalError: what came is not of the type; it is received all the same.
+            UsageError: nothing sent can be of that type.
+            ConcurrentStepError: another step of this scope is in flight.
+            NonDeterministicRunError: an earlier attempt asked for something else here.
+        """
+        return await signal_steps.receive(self._run, self._scope, channel, type_, timeout)
 
     def now(self) -> datetime:
         """The time in UTC; a replay reads what the first attempt read."""

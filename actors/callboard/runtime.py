@@ -28,12 +28,14 @@ from callboard.run_info import run_at_work
 from callboard.supervisor import RunSupervisor
 from callboard.ticket import RunTicket
 from callboard.tool_executor import ToolExecutor
-from callboard_protocol.base import as_seconds, check_identifier
+from callboard_protocol.base import as_seconds, check_identifier, check_name
 from callboard_protocol.commands import (
     CancelRun,
+    DecideCall,
     DrainRuns,
     FollowRun,
     RecoverRuns,
+    SendSignal,
     SubmitRun,
     Subscribe,
     Unsubscribe,
@@ -45,6 +47,7 @@ from callboard_protocol.failures import describe
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.states import FINAL, RunState
+from callboard_protocol.tools import Decision
 from callboard_storage.open_store import open_store
 from callboard_storage.store import QuarantinedRecord, Store
 
@@ -130,8 +133,7 @@ class Runtime:
             system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
             agents = self.agents.by_id
             system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
-            if self._recover:
-                await directory.supervisor.ask(RecoverRuns(), timeout=None)
+            await directory.supervisor.ask(RecoverRuns(takes_over=self._recover), timeout=None)
         except BaseException:
             await self.aclose()
             raise
@@ -423,6 +425,48 @@ class Runtime:
         if not stopped:
             await self.runs.get(run_id)
         return stopped
+
+    async def decide(self, call_id: str, decision: Decision, *, by: str, note: str = "") -> None:
+        """Decide a call that a suspended run asks about; the run goes on with it. From any process on the directory,
+        before or after a restart. Once this returns, the decision is on disk and stands.
+
+        Args:
+            call_id: as in `pending` of the run's result.
+            decision: `Allow` or `Deny` where an approval is asked for; `Happened`, `NotHappened` or `Deny` for a call
+                in doubt. It holds for the arguments that `pending` showed.
+            by: who decides.
+            note: why.
+
+        Raises:
+            UnknownCallError: no run asks about such a call.
+            AlreadyDecidedError: it was decided before.
+            RunEndedError: its run has ended.
+            UsageError: that is no answer to what is asked.
+            UnpersistableValueError: the result it names cannot be stored.
+        """
+        check_name(call_id, "call id")
+        check_name(by, "name of who decides")
+        message = DecideCall(call_id=call_id, decision=decision, by=by, note=note)
+        await self._open.supervisor.ask(message, timeout=None)
+
+    async def send(self, run_id: str, channel: str, value: Any) -> None:
+        """Send a value to a run, which takes it with ``ctx.receive(channel, ...)``, also if it does so only later. From
+        any process on the directory. Once this returns, the value is on disk, behind those sent before it.
+
+        Args:
+            run_id: which.
+            channel: order holds per channel.
+            value: plain data, or a model or dataclass, which becomes plain.
+
+        Raises:
+            UnknownRunError: there is no such run.
+            RunEndedError: it has ended. What it did not receive before that is dropped.
+            UnpersistableValueError: the value cannot be stored.
+            StoreFullError: there is no room for it.
+        """
+        check_identifier(run_id, "run id")
+        check_name(channel, "name of the channel")
+        await self._open.supervisor.ask(SendSignal(run_id=run_id, channel=channel, value=value), timeout=None)
 
     # ---- what else there is
 

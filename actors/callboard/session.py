@@ -133,6 +133,8 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
             _put_memory(batch, message.memory)
         if message.run is not None:
             batch.put_run(message.run)
+        if message.taken is not None:
+            batch.take_letter(message.taken)
         # From here on nothing raises: what the session believes changes together with what it sends.
         sequence = first
         for record in records:

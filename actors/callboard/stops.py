@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from callboard_protocol.errors import CallboardError
+from callboard_protocol.errors import CallboardError, RunCancelledError
 from callboard_protocol.runs import StopReason
 from callboard_protocol.tools import PendingCall
 
@@ -30,3 +30,9 @@ class StopRun(BaseException):
         self.stop_reason: StopReason = stop_reason
         self.error = error
         self.pending = pending
+
+
+def cancelled(run_id: str, by: str, reason: str) -> StopRun:
+    """Somebody wants a run stopped."""
+    why = f"run {run_id} was cancelled: {reason or 'no reason given'}"
+    return StopRun("cancelled", RunCancelledError(why, hint="", context={"by": by}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.budgets import Budgets
 from callboard.checkpoints import fold_at
+from callboard.correspondence import Correspondence
 from callboard.directory import Directory
 from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
 from callboard.kernel import Actor, handles
@@ -20,7 +22,7 @@ from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.neighbours import Neighbours
 from callboard.results import read_result
 from callboard.room import room_in
-from callboard.stops import SessionElsewhere, StopRun
+from callboard.stops import SessionElsewhere, StopRun, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
@@ -28,6 +30,7 @@ from callboard_protocol.commands import (
     AdoptAgent,
     CancelRun,
     CheckpointSession,
+    DecideCall,
     DrainRuns,
     DropAgent,
     FindTicket,
@@ -39,6 +42,7 @@ from callboard_protocol.commands import (
     ReleaseSession,
     ReserveBudget,
     SaveCheckpoint,
+    SendSignal,
     SettleBudget,
     SubmitRun,
     UseSessionAlone,
@@ -46,8 +50,8 @@ from callboard_protocol.commands import (
 from callboard_protocol.errors import (
     BudgetExhaustedError,
     DamagedRecordError,
-    RunCancelledError,
     RunConflictError,
+    RunEndedError,
     RuntimeBusyError,
     RuntimeClosedError,
     SessionHeldByAncestorError,
@@ -65,6 +69,8 @@ SupervisorCommand = (
     | FollowRun
     | RecoverRuns
     | CancelRun
+    | DecideCall
+    | SendSignal
     | AdoptAgent
     | DropAgent
     | OpenRunAccount
@@ -116,7 +122,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
             freed=self._session_freed,
             stopped=self._stopped_elsewhere,
             someone_died=self._take_over_all,
+            letters_came=self._letters_came,
         )
+        self._stopping: set[asyncio.Task[bool]] = set()
+        self._correspondence = Correspondence(self._store, self._tickets, self._letter_came)
         self._looking_for_room: asyncio.Task[None] | None = None
         directory.describe = self._describe
 
@@ -210,6 +219,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Carry on with an unfinished run, or watch it if another living process has it."""
         if await self._store.claim_unfinished(ticket.run_id):
             self._take_over(ticket)
+            await self._look_at_mail(ticket)
             self._admit()
         else:
             self._watch_elsewhere(ticket)
@@ -276,8 +286,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """
         # A supervisor that failed before this one has stopped them, and they may still be writing that down.
         await asyncio.gather(*self._directory.attempts, return_exceptions=True)
-        self._neighbours.call_the_roll()
-        return await self._take_over_all()
+        await self._neighbours.call_the_roll(recovers=message.takes_over)
+        return await self._take_over_all() if message.takes_over else 0
 
     async def _take_over_all(self) -> int:
         taken = 0
@@ -292,6 +302,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._take_over(ticket)
             taken += 1
         self._recovered += taken
+        await self._wake_decided()
         self._admit()
         return taken
 
@@ -305,11 +316,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._tickets[ticket.run_id] = ticket
         self._neighbours.forget(ticket.run_id)
         ticket.is_elsewhere = False
+        ticket.has_mail = True
         self._last_order = max(self._last_order, ticket.entry.order)
         ticket.accept()
         if state == RunState.SUSPENDED:
             self._admission.hold(ticket.run_id, ticket.session_id)
             ticket.finish(result_of(ticket.entry))
+            self._correspondence.await_expiry(ticket)
             return
         if state == RunState.RUNNING:
             ticket.crashed = True
@@ -432,7 +445,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
             "session.run.completed",
             {"stop_reason": result.stop_reason, "queued": self._admission.queued_in(ticket.session_id)},
         )
-        ticket.finish(result)
+        # Somebody may have decided while other calls of the run were still being made.
+        if not self._wake_if_decided(ticket):
+            ticket.finish(result)
+            self._correspondence.await_expiry(ticket)
         self._admit()
 
     async def _stand_back(self, ticket: RunTicket) -> None:
@@ -533,22 +549,89 @@ class RunSupervisor(Actor[SupervisorCommand]):
         error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
         ticket.stop_with(StopRun("budget_exhausted", error))
 
+    # ---- what is said to runs from outside
+
+    @handles(concurrent=True)
+    async def decide(self, message: DecideCall) -> None:
+        """Keeps a decision about a pending call, and lets its run go on, here or wherever it is carried."""
+        await self._correspondence.decide(message.call_id, message.decision, message.by, message.note)
+
+    @handles(concurrent=True)
+    async def send(self, message: SendSignal) -> None:
+        """Keeps a value that is sent to a run, and hands it over, here or wherever it is carried."""
+        await self._correspondence.send(message.run_id, message.channel, message.value)
+
+    async def _letter_came(self, run_id: str) -> None:
+        """A letter was posted here; if nobody carries its run, this process does from now on."""
+        ticket = self._tickets.get(run_id) or await self._found(run_id)
+        if ticket is not None and not ticket.is_elsewhere:
+            await self._look_at_mail(ticket)
+
+    async def _letters_came(self, run_ids: frozenset[str] | None) -> None:
+        """Letters were posted by somebody on the directory; for any run where `run_ids` is None."""
+        own = [ticket for ticket in self._tickets.values() if not ticket.is_elsewhere]
+        for ticket in own if run_ids is None else [one for one in own if one.run_id in run_ids]:
+            await self._look_at_mail(ticket)
+
+    async def _look_at_mail(self, ticket: RunTicket) -> None:
+        if ticket.task is None and ticket.entry.state != RunState.SUSPENDED:
+            ticket.has_mail = True  # it is read when its turn comes
+            return
+        await self._correspondence.collect(ticket)
+        self._wake_if_decided(ticket)
+        wanted = ticket.mail.cancellation
+        if wanted is not None and ticket.stop is None and ticket.entry.state not in FINAL:
+            stopping = asyncio.get_running_loop().create_task(
+                self.cancel(CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason))
+            )
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+
+    async def _wake_decided(self) -> None:
+        """Let go on what was decided while nobody carried it."""
+        for ticket in list(self._tickets.values()):
+            if ticket.entry.state == RunState.SUSPENDED and ticket.task is None and not ticket.is_elsewhere:
+                await self._look_at_mail(ticket)
+
+    def _wake_if_decided(self, ticket: RunTicket) -> bool:
+        """Put a suspended run back to work as soon as one of the calls it waits for has been decided."""
+        if ticket.task is not None or ticket.entry.state != RunState.SUSPENDED or self._draining is not None:
+            return False
+        undecided = self._correspondence.undecided(ticket)
+        if len(undecided) == len(ticket.entry.pending):
+            return False
+        self._correspondence.forget_expiry(ticket.run_id)
+        ticket.begin_again(moved(ticket.entry, RunInput.REQUEUE, pending=undecided))
+        self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
+        self._admit()
+        return True
+
+    async def _found(self, run_id: str) -> RunTicket | None:
+        """The ticket of an unfinished run that is not in hand: taken over if nobody alive has it, else followed."""
+        entry = await self._store.read_run(run_id)
+        if entry is None or entry.state in FINAL:
+            return None
+        ticket = self._tickets.get(run_id)
+        if ticket is None:
+            ticket = self._ticket_of(entry)
+            await self._take_over_or_follow(ticket)
+        return ticket
+
     # ---- stopping runs
 
     @handles(concurrent=True)
     async def cancel(self, message: CancelRun) -> bool:
         """Stops a run where it is; answered once it has stopped."""
-        ticket = self._tickets.get(message.run_id)
+        ticket = self._tickets.get(message.run_id) or await self._found(message.run_id)
         if ticket is None:
             return False
         if ticket.is_elsewhere:
-            raise RuntimeBusyError(
-                f"run {ticket.run_id!r} is carried by another process on this directory", hint="cancel it there"
-            )
-        why = f"run {ticket.run_id} was cancelled: {message.reason or 'no reason given'}"
-        error = RunCancelledError(why, hint="", context={"by": message.by})
+            with contextlib.suppress(RunEndedError):
+                await self._correspondence.ask_to_stop(ticket.entry, message.by, message.reason)
+            await asyncio.wait([ticket.result])
+            return _was_cancelled(ticket)
         ticket.stopped_by, ticket.reason = message.by, message.reason
-        stop = StopRun("cancelled", error)
+        stop = cancelled(ticket.run_id, message.by, message.reason)
         if ticket.task is not None:
             if ticket.stop is not None and ticket.is_held and not ticket.result.done():
                 return False  # it has come to its end, which waits to be written
@@ -566,7 +649,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             await asyncio.wait([ticket.result])
             return _was_cancelled(ticket)
         was_queued = self._admission.withdraw(ticket.run_id, ticket.session_id)
-        entry = ended_early(ticket.entry, "cancelled", error, time.time())
+        entry = ended_early(ticket.entry, "cancelled", stop.error, time.time())
         if ticket.request.durable:
             try:
                 await write_entry(self._store, entry)
@@ -589,6 +672,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         loop = asyncio.get_running_loop()
         draining = self._draining = loop.create_future()
         self._sessions.close()
+        self._correspondence.close()
         self._neighbours.close()
         self._look_no_more()
         for ticket in list(self._tickets.values()):
@@ -618,6 +702,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     ) -> None:
         """Stops every attempt: the supervisor that follows reads from the store what is to be carried on."""
         self._neighbours.close()
+        self._correspondence.close()
         self._look_no_more()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):

@@ -23,6 +23,7 @@ from callboard_protocol.errors import ForkedError, RuntimeClosedError, UsageErro
 from callboard_protocol.event_base import Event
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OutputT_co, RunRequest, RunResult
+from callboard_protocol.tools import Decision
 from callboard_storage.store import Store
 
 D = TypeVar("D")
@@ -227,6 +228,14 @@ class SyncRuntime:
     def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> bool:
         """As `Runtime.cancel`, blocking."""
         return self._call(lambda: self._runtime.cancel(run_id, reason=reason, by=by))
+
+    def decide(self, call_id: str, decision: Decision, *, by: str, note: str = "") -> None:
+        """As `Runtime.decide`, blocking."""
+        self._call(lambda: self._runtime.decide(call_id, decision, by=by, note=note))
+
+    def send(self, run_id: str, channel: str, value: Any) -> None:
+        """As `Runtime.send`, blocking."""
+        self._call(self._runtime.send, run_id, channel, value)
 
     def events(self, run_id: str, *, after: str | None = None) -> Iterator[Event]:
         """As `Runtime.events`, blocking."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
+from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.stops import StopRun
 from callboard_protocol.errors import DamagedRecordError
@@ -38,6 +39,8 @@ class RunTicket:
         unreadable: why its session cannot be read; None while it can.
         hold: how its attempt waits for room in the store; None where it never has.
         may_be_held: whether it may still wait for that.
+        mail: what was said to it from outside.
+        has_mail: whether there may be letters that `mail` does not hold.
     """
 
     __slots__ = (
@@ -47,10 +50,12 @@ class RunTicket:
         "deadline",
         "deps",
         "entry",
+        "has_mail",
         "has_slot",
         "hold",
         "is_at_work",
         "is_elsewhere",
+        "mail",
         "may_be_held",
         "model",
         "reason",
@@ -89,6 +94,8 @@ class RunTicket:
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None
         self.may_be_held = True
+        self.mail = RunMail()
+        self.has_mail = False
 
     @property
     def request(self) -> RunRequest:
@@ -104,6 +111,20 @@ class RunTicket:
     def session_id(self) -> str:
         """Its session."""
         return self.entry.request.session_id
+
+    def begin_again(self, entry: RunEntry) -> None:
+        """The run has stopped, and goes on: who waits from now on waits for what comes of that.
+
+        Args:
+            entry: as it is in the queue.
+        """
+        self.entry = entry
+        self.stop = None
+        self.stopped_by = self.reason = ""
+        self.crashed = False
+        self.has_mail = True
+        if self.result.done():
+            self.result = asyncio.get_running_loop().create_future()
 
     def stop_with(self, stop: StopRun) -> None:
         """Stop the attempt at work. Only the first call counts: a second cancellation would cut its ending short."""

@@ -25,8 +25,18 @@ from callboard_protocol.errors import (
     UnpersistableValueError,
 )
 from callboard_protocol.failures import describe
-from callboard_protocol.records import IntentRecorded, StepCompleted
-from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Reconciliation
+from callboard_protocol.messages import ToolCall
+from callboard_protocol.records import DecisionMade, IntentRecorded, StepCompleted
+from callboard_protocol.tools import (
+    Allow,
+    Decision,
+    Deny,
+    Happened,
+    NotHappened,
+    PendingCall,
+    Question,
+    Reconciliation,
+)
 from callboard_protocol.trusted import trusted
 
 _ONE_CALL = Amount(tool_calls=1)
@@ -53,6 +63,18 @@ async def perform_call(
     except CallboardError as problem:
         return await call.refuse(problem)
     return await call.make(tool, arguments)
+
+
+def awaited_decision(run: LiveRun, scope: Scope, step: str, call: ToolCall) -> PendingCall | None:
+    """What would have to be decided before a call is made; None where it can be made, or be answered, as it is."""
+    if step in run.journal.completed:
+        return None
+    opened = OpenCall(run, scope, step, call.name, call.arguments, fingerprint(call.arguments), call.id)
+    try:
+        tool = _find(run, call.name)
+        return opened.awaited(tool, tool.validate(call.arguments))
+    except CallboardError:
+        return None  # the model is told what is wrong with it, in its turn
 
 
 def _find(run: LiveRun, name: str) -> Tool[Any]:
@@ -104,8 +126,9 @@ class OpenCall:
         Raises:
             StopRun: the call is in doubt, and someone must decide or the run fails over it.
         """
-        if self.step in self.run.journal.intents:
-            settled = await self._resolve(None, {}, "crash")
+        intent = self.run.journal.intents.get(self.step)
+        if intent is not None:
+            settled = await self._resolve(None, {}, "crash", intent.attempt)
             if settled is not None:
                 return settled
         return await self.completed(None, problem)
@@ -125,15 +148,12 @@ class OpenCall:
         intent = run.journal.intents.get(self.step)
         attempt = 1
         if intent is not None and not tool.specification.may_be_repeated:
-            settled = await self._resolve(tool, arguments, "crash")
+            settled = await self._resolve(tool, arguments, "crash", intent.attempt)
             if settled is not None:
                 return settled
             attempt = intent.attempt + 1
         else:
-            try:
-                refused = self._approve(tool) if tool.requires_approval(arguments) else None
-            except CallboardError as problem:
-                refused = problem
+            refused = await self._approve(tool, arguments)
             if refused is not None:
                 return await self.completed(None, refused)
         while True:
@@ -145,7 +165,7 @@ class OpenCall:
                 return await self.completed(None, problem, ordinal=self.intended)
             error = outcome.error
             if isinstance(error, ToolTimeoutError) and run.request.durable and not tool.specification.may_be_repeated:
-                settled = await self._resolve(tool, arguments, "timeout")
+                settled = await self._resolve(tool, arguments, "timeout", attempt)
                 if settled is not None:
                     return settled
                 attempt += 1
@@ -214,13 +234,18 @@ class OpenCall:
 
     # ---- approval
 
-    def _approve(self, tool: Tool[Any]) -> CallboardError | None:
+    async def _approve(self, tool: Tool[Any], arguments: dict[str, Any]) -> CallboardError | None:
         """None to go ahead, the refusal otherwise.
 
         Raises:
             StopRun: nobody has decided yet: the run is suspended.
         """
-        decision = self._decided() or self._in_advance()
+        try:
+            if not tool.requires_approval(arguments):
+                return None
+        except CallboardError as problem:
+            return problem
+        decision = await self._decided("approval", 1) or self._in_advance()
         if isinstance(decision, Allow):
             return None
         if isinstance(decision, Deny):
@@ -229,19 +254,58 @@ class OpenCall:
             return ToolDeniedError(
                 f"the call of {tool.name!r} needs an approval, and a run that is not durable cannot wait for one"
             )
-        raise StopRun("suspended", pending=(self._pending("approval", f"{tool.name!r} needs an approval"),))
+        raise StopRun("suspended", pending=(self._needs_approval(tool),))
 
-    def _decided(self) -> Decision | None:
-        made = self.run.journal.decisions.get(self.step)
-        return None if made is None or made.arguments_digest != self.fit else made.decision
+    def awaited(self, tool: Tool[Any], arguments: dict[str, Any]) -> PendingCall | None:
+        """What would have to be decided before this call is made; None where nothing is left to decide."""
+        if self.step in self.run.journal.intents or not tool.requires_approval(arguments):
+            return None
+        decided = self.run.journal.decisions.get((self.step, "approval", 1))
+        is_decided = decided is not None or self.run.mail.decision(self.step, "approval", 1, self.fit) is not None
+        return None if is_decided or self._in_advance() else self._needs_approval(tool)
+
+    def _needs_approval(self, tool: Tool[Any]) -> PendingCall:
+        within = tool.approval_timeout_seconds
+        pending = self._pending("approval", f"{tool.name!r} needs an approval", 1)
+        if within is None:
+            return pending
+        # A run that is suspended again asks on: the time goes from when it was asked first.
+        asked = next((one.expires_at for one in self.run.ticket.entry.pending if one.call_id == self.call_id), None)
+        return pending.model_copy(update={"expires_at": asked or time.time() + within})
+
+    async def _decided(self, reason: Question, attempt: int) -> Decision | None:
+        """What somebody decided about this call with these arguments; it is in the run's journal from then on."""
+        run = self.run
+        made = run.journal.decisions.get((self.step, reason, attempt))
+        if made is None or made.arguments_digest != self.fit:
+            posted = run.mail.decision(self.step, reason, attempt, self.fit)
+            if posted is None:
+                return None
+            made = DecisionMade(
+                run_id=run.run_id,
+                ordinal=run.journal.claim_ordinal(),
+                at=time.time(),
+                step=self.step,
+                tool=self.name,
+                decision=posted.decision,
+                reason=reason,
+                attempt=attempt,
+                arguments_digest=self.fit,
+                by=posted.by,
+                note=posted.note,
+            )
+            await run.journal.append(made)
+            run.journal.decisions[self.step, reason, attempt] = made
+        return made.decision
 
     def _in_advance(self) -> Decision | None:
         approvals = self.run.request.approvals
         return approvals.get(self.call_id) or approvals.get(self.name) or approvals.get("*")
 
-    def _pending(self, reason: Any, message: str) -> PendingCall:
+    def _pending(self, reason: Question, message: str, attempt: int) -> PendingCall:
         return PendingCall(
             reason=reason,
+            attempt=attempt,
             call_id=self.call_id,
             tool=self.name,
             arguments=self.raw_arguments,
@@ -251,21 +315,27 @@ class OpenCall:
 
     # ---- doubt
 
-    async def _resolve(self, tool: Tool[Any] | None, arguments: dict[str, Any], cause: str) -> StepCompleted | None:
+    async def _resolve(
+        self, tool: Tool[Any] | None, arguments: dict[str, Any], cause: str, attempt: int
+    ) -> StepCompleted | None:
         """The outcome of a call nobody knows the end of; None if it is to be made again.
 
         Args:
             tool: what was called; None where that cannot be called any more.
             arguments: validated.
             cause: what hid the outcome.
+            attempt: which attempt of the call is in doubt.
 
         Raises:
             StopRun: someone has to decide, or the run fails over it.
         """
         run = self.run
-        verdict = self._decided() or await self._reconcile(tool, arguments)
+        verdict = await self._decided("in_doubt", attempt) or await self._reconcile(tool, arguments)
         if isinstance(verdict, Happened):
-            result = verdict.result if tool is None else tool.dump_result(verdict.result)
+            try:
+                result = verdict.result if tool is None else tool.dump_result(verdict.result)
+            except UnpersistableValueError as problem:
+                return await self.completed(None, problem)
             return await self.completed(result, None)
         if isinstance(verdict, NotHappened | Allow):
             return None
@@ -297,7 +367,7 @@ class OpenCall:
             return None
         if policy == "fail":
             raise StopRun("failed", doubt)
-        raise StopRun("suspended", pending=(self._pending("in_doubt", doubt.message),))
+        raise StopRun("suspended", pending=(self._pending("in_doubt", doubt.message, attempt),))
 
     async def _reconcile(self, tool: Tool[Any] | None, arguments: dict[str, Any]) -> Reconciliation | None:
         if tool is None or not tool.can_reconcile:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from callboard.live_run import LiveRun
+from callboard.plain_steps import first_failure
 from callboard.scopes import Scope
-from callboard.tool_call import perform_call
+from callboard.stops import StopRun
+from callboard.tool_call import awaited_decision, perform_call
 from callboard_protocol.base import check_name
 from callboard_protocol.errors import (
     CallboardError,
@@ -19,6 +21,7 @@ from callboard_protocol.errors import (
 from callboard_protocol.failures import restore
 from callboard_protocol.messages import Message, ToolCall, render_for_model
 from callboard_protocol.records import StepCompleted
+from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 
 
@@ -106,11 +109,10 @@ async def _batch(run: LiveRun, scope: Scope, step: str, calls: Sequence[ToolCall
             tool = run.agent.tools.get(call.name)
             if tool is None or tool.concurrency_safe:
                 side_by_side[rank] = asyncio.create_task(_answer(run, scope, f"{step}.{rank}", call))
-        for rank, call in enumerate(calls):
-            if rank not in side_by_side:
-                records[rank] = await _answer(run, scope, f"{step}.{rank}", call)
-        for rank, task in side_by_side.items():
-            records[rank] = await task
+        in_turn = [rank for rank in range(len(calls)) if rank not in side_by_side]
+        asked = await _take_turns(run, scope, step, calls, in_turn, records)
+        await first_failure(list(side_by_side.values()), asked)
+        records |= {rank: task.result() for rank, task in side_by_side.items()}
     finally:
         for task in side_by_side.values():
             task.cancel()
@@ -129,6 +131,33 @@ async def _batch(run: LiveRun, scope: Scope, step: str, calls: Sequence[ToolCall
         )
     )
     return [records[rank] for rank in range(len(calls))]
+
+
+async def _take_turns(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    calls: Sequence[ToolCall],
+    ranks: Sequence[int],
+    records: dict[int, StepCompleted],
+) -> list[PendingCall]:
+    """Make calls one after the other, up to one that waits for a decision; what the rest of them wait for is asked
+    together with that.
+    """
+    asked: list[PendingCall] = []
+    for rank in ranks:
+        call, place = calls[rank], f"{step}.{rank}"
+        if asked:
+            pending = awaited_decision(run, scope, place, call)
+            asked += () if pending is None else (pending,)
+            continue
+        try:
+            records[rank] = await _answer(run, scope, place, call)
+        except StopRun as stop:
+            if stop.stop_reason != "suspended":
+                raise
+            asked += stop.pending
+    return asked
 
 
 async def _answer(run: LiveRun, scope: Scope, step: str, call: ToolCall) -> StepCompleted:

@@ -78,7 +78,12 @@ class FollowRun(Request[Any]):
 class RecoverRuns(Request[int]):
     """Take over every unfinished run that no living process has; answered with their number once each is queued or
     parked.
+
+    Attributes:
+        takes_over: whether it does; otherwise the supervisor only begins to heed what is posted to the runs it gets.
     """
+
+    takes_over: bool = True
 
 
 class ResumeRun(Request[Any]):
@@ -92,7 +97,7 @@ class ResumeRun(Request[Any]):
 
 
 class DecideCall(Request[None]):
-    """Decide a pending call, and let its run go on.
+    """Decide a pending call, and let its run go on. Answered once the decision is on disk.
 
     Attributes:
         call_id: which call.
@@ -105,6 +110,20 @@ class DecideCall(Request[None]):
     decision: Live[Any]
     by: str
     note: str = ""
+
+
+class SendSignal(Request[None]):
+    """Send a value to a run. Answered once it is on disk, if the run is durable.
+
+    Attributes:
+        run_id: which.
+        channel: the channel.
+        value: plain data.
+    """
+
+    run_id: str
+    channel: str
+    value: Live[Any]
 
 
 class CancelRun(Request[bool]):
@@ -386,6 +405,7 @@ class AppendRecords(Request[int]):
         records: in order.
         run: the run's entry, where it changed.
         memory: entries of the session's memory that changed; a value of None removes the entry.
+        taken: a letter that these records take in; it goes in the same transaction.
         checkpoint: a `SessionCheckpoint` to keep, of which the session fills in where it stands after these records.
         hold: told where the records have to wait for room in the store; they are refused instead where None.
     """
@@ -394,6 +414,7 @@ class AppendRecords(Request[int]):
     run: Live[Any] = None
     memory: Live[Sequence[Any]] = ()
     checkpoint: Live[Any] = None
+    taken: Live[Any] = None
     hold: Live[Any] = None
 
 

@@ -343,6 +343,20 @@ class PoisonousRunError(RunError):
     default_hint = "find what in its step ends the process; runtime.resume(run_id) tries once more"
 
 
+class ReceiveTimeoutError(RunError, TimeoutError):
+    """No signal came over the channel in time."""
+
+    code = "receive_timeout"
+    default_hint = "catch it where the pattern can go on without one"
+
+
+class UnexpectedSignalError(RunError):
+    """A signal is not of the type the pattern waits for. It counts as received."""
+
+    code = "unexpected_signal"
+    default_hint = "send what ctx.receive names as its type"
+
+
 class UnpersistableValueError(RunError, TypeError):
     """A value that must go to disk cannot."""
 

@@ -210,6 +210,11 @@ class LmdbStore:
             lambda snapshot: reading.unfinished(snapshot, None, self._quarantine.add, claimed)
         )
 
+    @property
+    def has_company(self) -> bool:
+        """Whether others had it open at the last look."""
+        return not self._seen_alive <= {self._own_id}
+
     async def others_died(self) -> bool:
         """Whether an owner that was alive at the last look no longer is."""
         living = self._opened().owners.living()

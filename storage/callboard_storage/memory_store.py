@@ -270,6 +270,11 @@ class MemoryStore:
             tables.shared["unfinished"].update(dict.fromkeys(claimed, self._owner))
         return reading.unfinished(tables, None, self._quarantine.add, set(claimed))
 
+    @property
+    def has_company(self) -> bool:
+        """Never: there are no others."""
+        return False
+
     async def others_died(self) -> bool:
         """Never: there are no others."""
         return False

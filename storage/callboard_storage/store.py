@@ -340,6 +340,11 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def has_company(self) -> bool:
+        """Whether others had it open at the last look (`others_died`) or claim."""
+        ...
+
     async def others_died(self) -> bool:
         """Whether an owner that was alive at the last look, or at a claim, no longer is: there may be runs to claim."""
         ...

@@ -320,12 +320,12 @@ async def test_time_that_a_run_waits_for_room_does_not_count(full: FullStore) ->
     async def quick() -> str:
         return "done"
 
-    agent = Agent("a", pattern=pattern, budget=RunBudget(max_duration=0.4), step_timeout=0.4)
+    agent = Agent("a", pattern=pattern, budget=RunBudget(max_duration=1.0), step_timeout=1.0)
     async with Runtime([agent], store=full.store) as runtime:
         suspended = await told(runtime, "run.suspended")
         handle = await runtime.submit(agent, "go", run_id="r")
         await suspended
-        over = asyncio.get_running_loop().time() + 1.0
+        over = asyncio.get_running_loop().time() + 1.5
         while asyncio.get_running_loop().time() < over:
             assert runtime.stats().suspended == 1
             await asyncio.sleep(0.05)

@@ -52,6 +52,7 @@ class Tool(Generic[DepsT]):
     idempotent: bool = False
     on_in_doubt: OnInDoubt | None = None
     approval: Approval = False
+    approval_timeout: float | timedelta | None = None
     concurrency_safe: bool = True
     max_concurrency: int | None = None
     retry: Retry | None = None
@@ -84,6 +85,8 @@ class Tool(Generic[DepsT]):
         )
         self.timeout_seconds = cast("float | None", self.timeout)
         """The timeout as the executor reads it."""
+        self.approval_timeout_seconds = cast("float | None", self.approval_timeout)
+        """How long somebody may be asked."""
         hooks = ("before_invoke", "after_invoke", "fallback", "invoke_stream")
         self.plain = (
             is_async and self.retry is None and self.max_concurrency is None and not any(map(self.offers, hooks))

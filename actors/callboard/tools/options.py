@@ -29,6 +29,7 @@ class ToolBehaviour(TypedDict, total=False):
         idempotent: two calls with one idempotency key have one effect, so the same holds.
         on_in_doubt: what to do when nobody knows whether a call took effect; the agent's answer where left out.
         approval: whether someone must allow each call, or a function of the arguments that says so.
+        approval_timeout: seconds or a timedelta after which a call that nobody has decided is denied; None is never.
         concurrency_safe: whether calls of one batch may run beside each other.
         max_concurrency: how many calls may run at once in this runtime; the others wait, outside their timeout.
         retry: which errors are tried again, and how often; none where left out.
@@ -44,6 +45,7 @@ class ToolBehaviour(TypedDict, total=False):
     idempotent: bool
     on_in_doubt: OnInDoubt | None
     approval: Approval
+    approval_timeout: float | timedelta | None
     concurrency_safe: bool
     max_concurrency: int | None
     retry: Retry | None
@@ -95,11 +97,11 @@ def settle_options(tool: Tool[Any], *, is_async: bool, arguments: Mapping[str, A
         ToolDefinitionError: options that contradict each other or do not exist.
         NotImplementedYetError: process isolation, which is not part of this release.
     """
-    if tool.timeout is not None:
-        try:
-            tool.timeout = as_seconds(tool.timeout)
-        except UsageError as problem:
-            raise ToolDefinitionError(f"tool {tool.name!r}: {problem.message}", hint=problem.hint) from None
+    try:
+        tool.timeout = None if tool.timeout is None else as_seconds(tool.timeout)
+        tool.approval_timeout = None if tool.approval_timeout is None else as_seconds(tool.approval_timeout)
+    except UsageError as problem:
+        raise ToolDefinitionError(f"tool {tool.name!r}: {problem.message}", hint=problem.hint) from None
     if tool.isolation == "process":
         raise NotImplementedYetError(
             f"tool {tool.name!r}: process isolation is not part of this release",
@@ -134,8 +136,14 @@ def _contradictions(tool: Tool[Any], is_async: bool, arguments: Mapping[str, Any
     retry: object = tool.retry
     if retry is not None and not isinstance(retry, Retry):
         yield f"retry={retry!r} is no Retry", "retry=Retry(attempts=3, on=(ConnectionError,))"
-    if inspect.iscoroutinefunction(tool.approval) or not (isinstance(tool.approval, bool) or callable(tool.approval)):
-        yield "approval is neither a bool nor a plain function", "approval=lambda amount, **_: amount > 50"
+    yield from _odd_approval(tool)
     for name in (*tool.reads_files, *tool.writes_files):
         if name not in arguments:
             yield f"it has no argument {name!r} that could name a file", f"its arguments: {', '.join(arguments)}"
+
+
+def _odd_approval(tool: Tool[Any]) -> Iterator[tuple[str, str]]:
+    if tool.approval_timeout is not None and tool.approval is False and not tool.offers("requires_approval"):
+        yield "it has an approval_timeout, and nobody is asked", "approval=True, or leave approval_timeout out"
+    if inspect.iscoroutinefunction(tool.approval) or not (isinstance(tool.approval, bool) or callable(tool.approval)):
+        yield "approval is neither a bool nor a plain function", "approval=lambda amount, **_: amount > 50"

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from callboard_storage.codec import OVERHEAD
 from callboard_storage.schemas import SCHEMAS
 
 FUZZ = Path(__file__).parent.parent / "fuzz"
 
 target = runpy.run_path(str(FUZZ / "decode_target.py"))
-payloads = {model.name.removeprefix("sealed-"): model.read_bytes()[22:] for model in (FUZZ / "corpus").glob("sealed-*")}
+payloads = {file.name.split("-")[1]: file.read_bytes()[OVERHEAD:] for file in (FUZZ.parent / "golden").glob("*.bin")}
 
 extensions = st.builds(msgpack.ExtType, st.integers(1, 9), st.binary(max_size=24))
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8)

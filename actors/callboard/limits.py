@@ -14,6 +14,7 @@ class RuntimeLimits(Given):
         max_queued_per_session: runs waiting for one session; one more is refused.
         max_active_sessions: sessions kept in memory; past it, the idle one used longest ago is parked.
         session_idle: seconds or a timedelta after which an idle session is parked.
+        max_tool_processes: calls of tools with ``isolation="process"`` at work; more wait, outside their timeouts.
         max_store_bytes: live data the store may hold, at least 1 MiB; None is no limit. No work begins past three
             quarters of it (or 64 MiB before it): the rest is kept for the outcomes of what has begun.
         min_free_bytes: space that must be left on the store's disk for work to begin, at least 1 MiB; None is 64 MiB.
@@ -24,6 +25,7 @@ class RuntimeLimits(Given):
     max_queued_per_session: int = Field(default=1000, ge=0)
     max_active_sessions: int = Field(default=10_000, ge=1)
     session_idle: Duration = 300.0
+    max_tool_processes: int = Field(default=4, ge=1)
     max_store_bytes: int | None = Field(default=None, ge=1 << 20)
     min_free_bytes: int | None = Field(default=None, ge=1 << 20)
 

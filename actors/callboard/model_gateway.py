@@ -14,7 +14,7 @@ from callboard.retry import Retry, retrying
 from callboard_protocol.base import as_seconds
 from callboard_protocol.commands import AbandonModelCall, AskModel
 from callboard_protocol.errors import CallboardError, ModelError, UsageError
-from callboard_protocol.failures import text_of
+from callboard_protocol.failures import in_words
 from callboard_protocol.model_calls import ModelRequest, ModelResponse
 
 if TYPE_CHECKING:
@@ -253,10 +253,8 @@ def _verdict(model: Model, problem: BaseException) -> CallboardError:
         isinstance(problem, asyncio.CancelledError) and task is not None and task.cancelling()
     ):
         raise problem
-    said = text_of(problem)
-    text = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
     error = ModelError(
-        f"{model.name} failed: {text}",
+        f"{model.name} failed: {in_words(problem)}",
         hint="the cause says why; an adapter raises ModelError(..., retryable=True) for what may pass",
         context={"model": model.name},
         retryable=False,

@@ -28,6 +28,7 @@ from callboard.run_info import run_at_work
 from callboard.supervisor import RunSupervisor
 from callboard.ticket import RunTicket
 from callboard.tool_executor import ToolExecutor
+from callboard.tools.crossing import MainImport
 from callboard_protocol.base import as_seconds, check_identifier, check_name
 from callboard_protocol.commands import (
     CancelRun,
@@ -114,6 +115,7 @@ class Runtime:
         """
         if self._system is not None or self._is_starting:
             raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
+        MainImport.refuse("a Runtime was opened")
         limits = self._limits
         store = open_store(self._location, max_bytes=limits.max_store_bytes, min_free_bytes=limits.min_free_bytes)
         self._is_starting = True
@@ -130,7 +132,7 @@ class Runtime:
         try:
             system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
             system.supervise(ChildSpec(GATEWAY, ModelGateway))
-            system.supervise(ChildSpec(EXECUTOR, ToolExecutor))
+            system.supervise(ChildSpec(EXECUTOR, lambda: ToolExecutor(processes=limits.max_tool_processes)))
             agents = self.agents.by_id
             system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
             await directory.supervisor.ask(RecoverRuns(takes_over=self._recover), timeout=None)

@@ -61,7 +61,7 @@ class StorageHold:
         self._beginnings += not has_happened
         self._nobody_waits.clear()
         ticket = self._run.ticket
-        if not ticket.may_be_held or (ticket.stop is not None and not self._outcomes):
+        if not ticket.may_wait or (ticket.stop is not None and not self._outcomes):
             self.give_up()
             return
         if not self.is_suspended:

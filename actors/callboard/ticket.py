@@ -38,7 +38,8 @@ class RunTicket:
         is_elsewhere: whether another living process carries it.
         unreadable: why its session cannot be read; None while it can.
         hold: how its attempt waits for room in the store; None where it never has.
-        may_be_held: whether it may still wait for that.
+        may_wait: whether its attempt may still wait: for that, or for a tool to finish.
+        last_waits: how its attempt, being stopped, waits for tool calls to end.
         mail: what was said to it from outside.
         has_mail: whether there may be letters that `mail` does not hold.
     """
@@ -55,8 +56,9 @@ class RunTicket:
         "hold",
         "is_at_work",
         "is_elsewhere",
+        "last_waits",
         "mail",
-        "may_be_held",
+        "may_wait",
         "model",
         "reason",
         "result",
@@ -93,7 +95,8 @@ class RunTicket:
         self.deadline: asyncio.TimerHandle | None = None
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None
-        self.may_be_held = True
+        self.may_wait = True
+        self.last_waits: set[asyncio.Task[Any]] = set()
         self.mail = RunMail()
         self.has_mail = False
 
@@ -141,8 +144,10 @@ class RunTicket:
 
     def interrupt(self) -> None:
         """Leave the run to a later start, now: what it holds for want of room is given up."""
-        self.may_be_held = False
+        self.may_wait = False
         self.stop_with(StopRun("interrupted"))
+        for waiting in tuple(self.last_waits):
+            waiting.cancel()
         if self.hold is not None and self.hold.is_suspended:
             self.hold.give_up()
 

@@ -11,8 +11,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 from typing_extensions import Unpack
 
 from callboard.retry import Retry
-from callboard.tools.base import SchemaTool, Tool, is_async_callable
+from callboard.tools.base import SchemaTool, Spread, Tool, is_async_callable
 from callboard.tools.context import ToolContext
+from callboard.tools.crossing import CallIdentity
 from callboard.tools.options import ToolOptions, apply_options
 from callboard.tools.schema import caller_names, check_tool_name, read_function
 from callboard_protocol.errors import ToolDefinitionError, UsageError
@@ -42,10 +43,15 @@ class FunctionTool(Tool[D], Generic[D, P, T]):
         apply_options(self, options)
         self.name = options.get("name") or str(getattr(fn, "__name__", type(fn).__name__))
         shape = read_function(fn, check_tool_name(self.name), local_names)
-        self.function = fn
+        self.function: Callable[..., Any] = fn
         self.description = options.get("description") or shape.description
         self._takes_context = shape.takes_context
         self._needs_deps = shape.needs_deps
+        if self.isolation == "process" and shape.needs_deps:
+            raise ToolDefinitionError(
+                f"tool {self.name!r} runs in a process of its own, where the agent's deps are not",
+                hint="take a plain ToolContext and open what it needs in the function, or say isolation='thread'",
+            )
         self._reconcile: tuple[Callable[..., Awaitable[Reconciliation]], bool] | None = None
         self._settle(shape.arguments, shape.returns, is_async=is_async_callable(fn))
         functools.update_wrapper(cast("Any", self), fn, updated=())
@@ -55,6 +61,10 @@ class FunctionTool(Tool[D], Generic[D, P, T]):
         if self._takes_context:
             return self.function(context, **arguments)
         return self.function(**arguments)
+
+    def spread(self, context: ToolContext[D] | CallIdentity, arguments: dict[str, Any]) -> Spread:
+        """The context, where the function takes it, then the arguments by name."""
+        return (context,) if self._takes_context else (), arguments
 
     @overload
     async def __call__(self, context: ToolContext[D], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
@@ -79,7 +89,7 @@ class FunctionTool(Tool[D], Generic[D, P, T]):
             args = (ToolContext(), *args)
         elif not self._takes_context and args and isinstance(args[0], ToolContext):
             args = args[1:]
-        if self.isolation == "thread":
+        if self.isolation != "loop" and not is_async_callable(self.function):
             result = await asyncio.to_thread(self.function, *args, **kwargs)
         else:
             result = self.function(*args, **kwargs)

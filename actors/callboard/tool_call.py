@@ -17,8 +17,10 @@ from callboard_protocol.amounts import Amount
 from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import (
+    ActorError,
     CallboardError,
     CallInDoubtError,
+    ToolCrashedError,
     ToolDeniedError,
     ToolTimeoutError,
     UnknownToolError,
@@ -163,20 +165,13 @@ class OpenCall:
             except UnpersistableValueError as problem:
                 # Only the intent is written there: its arguments cannot be stored, so the call was not made.
                 return await self.completed(None, problem, ordinal=self.intended)
-            error = outcome.error
-            if isinstance(error, ToolTimeoutError) and run.request.durable and not tool.specification.may_be_repeated:
-                settled = await self._resolve(tool, arguments, "timeout", attempt)
-                if settled is not None:
-                    return settled
-                attempt += 1
-                continue
-            value = None
-            if error is None:
-                try:
-                    value = tool.dump_result(outcome.value)
-                except UnpersistableValueError as problem:
-                    return await self.completed(None, problem)
-            return await self.completed(value, error)
+            hidden_by = self._hidden_by(tool, outcome)
+            if hidden_by is None:
+                return await self._record(tool, outcome)
+            settled = await self._resolve(tool, arguments, hidden_by, attempt, outcome.error)
+            if settled is not None:
+                return settled
+            attempt += 1
 
     async def _dispatch(self, tool: Tool[Any], arguments: dict[str, Any], attempt: int) -> ToolOutcome:
         run = self.run
@@ -202,12 +197,53 @@ class OpenCall:
                 trusted(CallTool, tool=tool, arguments=arguments, context=context), timeout=None
             )
         except asyncio.CancelledError:
-            run.directory.executor.tell(CancelCall(call_id=self.call_id, reason="the run was stopped"))
+            stopped = await self._stop(tool)
+            if stopped is not None and not stopped.cancelled and self._hidden_by(tool, stopped) is None:
+                # It came to its end all the same.
+                self._take_state(context, state)
+                await self._record(tool, stopped)
             raise
-        if context.state is not state:
-            # A call beside this one may have put a new state in place; only this one's own goes there.
-            run.state.value = context.state
+        self._take_state(context, state)
         return outcome
+
+    def _take_state(self, context: ToolContext[Any], before: Any) -> None:
+        if context.state is not before:
+            # A call beside this one may have put a new state in place; only this one's own goes there.
+            self.run.state.value = context.state
+
+    async def _stop(self, tool: Tool[Any]) -> ToolOutcome | None:
+        """Stop the call in flight, and wait for its end: what it uses is closed after that.
+
+        Returns:
+            What came of it; None where nobody waits for that: the runtime closes, or the executor has failed.
+        """
+        run = self.run
+        ticket = run.ticket
+        reason = ticket.reason or ("its step was cancelled" if ticket.stop is None else "the run was stopped")
+        order = CancelCall(call_id=self.call_id, reason=reason)
+        try:
+            executor = run.directory.executor
+            if tool.interrupt == "finish" and not ticket.may_wait:
+                executor.tell(order)
+                return None
+            waiting = asyncio.create_task(executor.ask(order, timeout=None))
+            ticket.last_waits.add(waiting)
+            waiting.add_done_callback(ticket.last_waits.discard)
+            outcome: ToolOutcome | None = await waiting
+        except (asyncio.CancelledError, ActorError):
+            return None
+        if outcome is not None and outcome.error is not None and outcome.cancelled:
+            told = {"call_id": self.call_id, "tool": self.name, "reason": reason, "message": outcome.error.message}
+            run.publish(("tool.cancelled", None, {**told, "duration": outcome.duration}))
+        return outcome
+
+    def _hidden_by(self, tool: Tool[Any], outcome: ToolOutcome) -> str | None:
+        """What left the call in doubt; None where its outcome is known, or it may simply be made again."""
+        if not self.run.request.durable or tool.specification.may_be_repeated:
+            return None
+        if isinstance(outcome.error, ToolTimeoutError):
+            return "timeout"
+        return "crash" if isinstance(outcome.error, ToolCrashedError) else None
 
     def _progress(self, event: str, fields: dict[str, Any]) -> None:
         if self.run.is_watched:
@@ -316,7 +352,12 @@ class OpenCall:
     # ---- doubt
 
     async def _resolve(
-        self, tool: Tool[Any] | None, arguments: dict[str, Any], cause: str, attempt: int
+        self,
+        tool: Tool[Any] | None,
+        arguments: dict[str, Any],
+        cause: str,
+        attempt: int,
+        error: CallboardError | None = None,
     ) -> StepCompleted | None:
         """The outcome of a call nobody knows the end of; None if it is to be made again.
 
@@ -325,6 +366,7 @@ class OpenCall:
             arguments: validated.
             cause: what hid the outcome.
             attempt: which attempt of the call is in doubt.
+            error: what is known of that.
 
         Raises:
             StopRun: someone has to decide, or the run fails over it.
@@ -341,6 +383,7 @@ class OpenCall:
             return None
         doubt = CallInDoubtError(
             f"the call of {self.name!r} ({self.call_id}) began, and a {cause} hid whether it took effect"
+            + ("" if error is None else f": {error.message}")
         )
         if isinstance(verdict, Deny):
             return await self.completed(None, doubt)
@@ -389,6 +432,15 @@ class OpenCall:
         return verdict
 
     # ---- the outcome
+
+    async def _record(self, tool: Tool[Any], outcome: ToolOutcome) -> StepCompleted:
+        value = None
+        if outcome.error is None:
+            try:
+                value = tool.dump_result(outcome.value)
+            except UnpersistableValueError as problem:
+                return await self.completed(None, problem)
+        return await self.completed(value, outcome.error)
 
     async def completed(self, value: Any, error: CallboardError | None, *, ordinal: int | None = None) -> StepCompleted:
         """Record the outcome: what the tool returned as plain data, or why there is nothing."""

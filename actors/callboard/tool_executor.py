@@ -22,14 +22,18 @@ from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
 from callboard_protocol.errors import (
     CallboardError,
     ModelRetry,
+    ToolCrashedError,
     ToolError,
     ToolFailedError,
     UnpersistableValueError,
 )
+from callboard_protocol.failures import in_words
 from callboard_protocol.tools import Happened, NotHappened, Reconciliation, Unknown
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from callboard.tools.processes import ToolProcesses
 
 __all__ = ["ToolExecutor", "ToolOutcome", "ReconcileFailed"]
 
@@ -44,6 +48,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
 
     Args:
         threads: how many calls of blocking tools run at once.
+        processes: how many calls of tools in processes of their own run at once.
     """
 
     # A call takes as long as its tool may take, and its outcome decides what goes on record.
@@ -51,10 +56,12 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
     # Runs are bounded where they are admitted; a cancellation must not be refused because many come at once.
     mailbox_limit = 100_000
 
-    def __init__(self, *, threads: int = 32) -> None:
+    def __init__(self, *, threads: int = 32, processes: int = 4) -> None:
         super().__init__()
         self._flights = Flights(self.loop)
         self._threads = ToolThreads(self.loop, threads)
+        self._max_processes = processes
+        self._processes: ToolProcesses | None = None
         self._gates: WeakKeyDictionary[Tool[Any], asyncio.Semaphore] = WeakKeyDictionary()
 
     @handles
@@ -79,16 +86,17 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         return flight.reply
 
     @handles
-    def cancel(self, message: CancelCall) -> None:
+    def cancel(self, message: CancelCall) -> LoopFuture[ToolOutcome] | None:
         """Stop a call. One whose tool says ``interrupt="finish"`` is told, and goes on under its timeout."""
         flight = self._flights.get(message.call_id)
-        if flight is None or flight.cancelled or flight.told_to_end is not None:
-            return
+        if flight is None:
+            return None
         if flight.tool.interrupt == "finish":
             flight.context.cancelled = True
-            return
-        flight.reason = message.reason
-        self._flights.end(flight, "cancel")
+        elif not flight.cancelled and flight.told_to_end is None:
+            flight.reason = message.reason
+            self._flights.end(flight, "cancel")
+        return flight.reply
 
     @property
     def in_flight(self) -> int:
@@ -99,6 +107,8 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         """Cancel what runs and wait for it, but not for ever."""
         await self._flights.close()
         self._threads.close()
+        if self._processes is not None:
+            await self._processes.close()
 
     async def on_failure(
         self,
@@ -186,7 +196,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         def worth_it(error: BaseException) -> bool:
             if flight.cancelled or not isinstance(error, CallboardError) or isinstance(error, ModelRetry):
                 return False
-            if flight.timed_out and not flight.tool.specification.may_be_repeated:
+            if flight.effect_unknown and not flight.tool.specification.may_be_repeated:
                 return False
             return isinstance(error, retry.on) or isinstance(error.__cause__, retry.on)
 
@@ -198,10 +208,12 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
             flight.context = copy.copy(flight.context)
             flight.context.cancelled = False
             flight.context.attempt += 1
-        flight.timed_out = False
+        flight.effect_unknown = False
         try:
             if flight.tool.isolation == "thread":
                 return await self._in_thread(flight)
+            if flight.tool.isolation == "process":
+                return await self._in_process(flight)
             flight.attempts += 1
             return await self._timed(flight, self._on_loop(flight))
         except BaseException as problem:
@@ -239,6 +251,16 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         context.move_to_thread(None)
         return await value if inspect.isawaitable(value) else value
 
+    async def _in_process(self, flight: Flight) -> Any:
+        if self._processes is None:
+            # Few programs have such tools, and importing Callboard should not cost the others anything.
+            from callboard.tools.processes import ToolProcesses  # noqa: PLC0415
+
+            self._processes = ToolProcesses(self._max_processes)
+        worker = await self._processes.reserve(flight.tool)
+        flight.attempts += 1
+        return await self._timed(flight, self._processes.run(worker, flight.tool, flight.context, flight.arguments))
+
     async def _timed(self, flight: Flight, awaitable: Awaitable[Any]) -> Any:
         """Await it; it has the tool's timeout, from now on."""
         self._flights.start_clock(flight)
@@ -248,7 +270,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         else:
             # It was told to end and returned all the same: then that is what happened.
             flight.ended()
-            flight.cancelled = flight.timed_out = False
+            flight.cancelled = flight.effect_unknown = False
             flight.task.uncancel()
         return value
 
@@ -285,9 +307,10 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
                 problem = problem.exceptions[0]
             if isinstance(problem, ToolError | UnpersistableValueError):
                 flight.verdict = problem
+                flight.effect_unknown = isinstance(problem, ToolCrashedError)
                 return problem
             verdict = ToolFailedError(
-                f"{flight.tool.name} failed: {_in_words(problem)}",
+                f"{flight.tool.name} failed: {in_words(problem)}",
                 context={"tool": flight.tool.name, "exception": type(problem).__qualname__},
             )
         verdict.__cause__ = problem
@@ -295,16 +318,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
         return verdict
 
 
-def _in_words(problem: BaseException) -> str:
-    kind = type(problem).__name__
-    try:
-        text = str(problem)
-    except Exception:  # noqa: BLE001 - a class of the user's: its __str__ may fail in any way
-        text = ""
-    return f"{kind}: {text}" if text else kind
-
-
 def _may_fall_back(flight: Flight, error: CallboardError) -> bool:
     if isinstance(error, ModelRetry) or flight.cancelled:
         return False
-    return not flight.timed_out or flight.tool.specification.may_be_repeated
+    return not flight.effect_unknown or flight.tool.specification.may_be_repeated

@@ -291,8 +291,8 @@ class CallTool(Request[Any]):
     context: Live[Any]
 
 
-class CancelCall(Command):
-    """Stop a tool call if it is in flight.
+class CancelCall(Request[Any]):
+    """Stop a tool call. Answered with its `ToolOutcome` once it has ended; with None where it is not in flight.
 
     Attributes:
         call_id: which.

@@ -424,6 +424,13 @@ class ToolTimeoutError(ToolError, TimeoutError):
     default_hint = "raise @tool(timeout=...), or have the tool look at ctx.cancelled"
 
 
+class ToolCrashedError(ToolError):
+    """The process that ran the tool died in the middle of the call; the message says by which signal or exit code."""
+
+    code = "tool_crashed"
+    default_hint = "whether it took effect is unknown; call the function in a fresh interpreter to see what ends it"
+
+
 class ToolDeniedError(ToolError):
     """The call was not approved; it was not made."""
 

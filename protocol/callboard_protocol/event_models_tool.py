@@ -197,6 +197,7 @@ class ToolCancelled(RunEvent, frozen=True):
         call_id: the call.
         tool: the tool's name.
         reason: why.
+        message: how it ended, and what of it goes on, if anything does.
         duration: seconds it had run.
     """
 
@@ -204,6 +205,7 @@ class ToolCancelled(RunEvent, frozen=True):
     call_id: str
     tool: str
     reason: str = ""
+    message: str = ""
     duration: float = 0.0
 
 

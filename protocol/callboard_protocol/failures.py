@@ -57,6 +57,12 @@ def text_of(error: BaseException) -> str:
         return ""
 
 
+def in_words(error: BaseException) -> str:
+    """An exception's type and what it says, in one line."""
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _storable(text: str) -> str:
     """The text without the lone surrogates that UTF-8 cannot carry; an error must not fail for how it is worded."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+import types
+from collections.abc import Callable
 from datetime import date, timedelta
 from enum import Enum
 from functools import partial
@@ -328,8 +331,45 @@ async def untyped_free() -> str:
     return ""
 
 
-def test_process_isolation_says_that_it_is_not_in_this_release():
-    with pytest.raises(NotImplementedYetError, match="not part of this release"):
+class OfItsOwn(Tool[None]):
+    name = "of_its_own"
+    isolation = "process"
+
+    def invoke(self, context: ToolContext[None], arguments: dict[str, Any]) -> str:
+        return ""
+
+
+async def wants_deps(ctx: ToolContext[dict[str, int]]) -> str:
+    return ""
+
+
+def within() -> Callable[[], str]:
+    def nested() -> str:
+        return ""
+
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: tool(isolation="process")(within()), "defined inside another function"),
+        (lambda: tool(isolation="process", name="nameless")(lambda: ""), "defined inside another function"),
+        (lambda: tool(isolation="process", name="partial")(partial(untyped_free)), "a partial has none"),
+        (lambda: tool(isolation="process")(OfItsOwn.offers.__get__(3)), "bound to an object"),
+        (lambda: tool(isolation="process")(wants_deps), "where the agent's deps are not"),
+        (OfItsOwn, "only a function runs in a process of its own"),
+    ],
+)
+def test_what_another_process_could_not_call_is_refused(make: Callable[[], Any], said: str):
+    with pytest.raises(ToolDefinitionError, match=said):
+        make()
+
+
+def test_a_function_of_an_interactive_session_is_refused_for_a_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    monkeypatch.setattr(untyped_free, "__module__", "__main__")
+    with pytest.raises(ToolDefinitionError, match="interactive session"):
         tool(isolation="process")(untyped_free)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Generic, cast
+from typing import Any, Generic, TypeAlias, cast
 
 from typing_extensions import TypeVar, Unpack
 
 from callboard.retry import Retry
 from callboard.tools.context import ToolContext
+from callboard.tools.crossing import CallIdentity, FunctionReference
 from callboard.tools.json_arguments import JsonArguments
 from callboard.tools.options import Approval, Interrupt, ToolBehaviour, apply_options, settle_options
 from callboard.tools.results import ResultContract
@@ -22,6 +23,9 @@ from callboard_protocol.model_calls import ToolSchema
 from callboard_protocol.tools import Isolation, OnInDoubt, Reconciliation, ToolSpecification, Unknown
 
 DepsT = TypeVar("DepsT", default=None)
+
+Spread: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments."""
 
 
 class Tool(Generic[DepsT]):
@@ -37,6 +41,8 @@ class Tool(Generic[DepsT]):
         result_type: what it returns, for storing and giving it back; None for plain data of any shape.
         schema: the tool as a model sees it.
         specification: its declared behaviour, as records and events show it.
+        function: what a tool made of a function calls; None for a class of its own.
+        function_reference: where a worker process finds that function; None for a tool that needs no worker.
 
     Raises:
         ToolDefinitionError: the name, the schema or the options cannot be.
@@ -61,6 +67,9 @@ class Tool(Generic[DepsT]):
     reads_files: Sequence[str] = ()
     writes_files: Sequence[str] = ()
 
+    function: Callable[..., Any] | None = None
+    function_reference: FunctionReference | None = None
+
     def __init__(self) -> None:
         self._settle(
             JsonArguments(self.name, dict(self.parameters)),
@@ -72,6 +81,8 @@ class Tool(Generic[DepsT]):
         check_tool_name(self.name)
         self.parameters = arguments.schema
         settle_options(self, is_async=is_async, arguments=arguments.schema.get("properties", {}))
+        if self.isolation == "process":
+            self.function_reference = FunctionReference.of(self.function, self.name)
         self._arguments = arguments
         self._results = ResultContract(self.name, returns)
         self.schema = ToolSchema(name=self.name, description=self.description, parameters=arguments.schema)
@@ -89,7 +100,11 @@ class Tool(Generic[DepsT]):
         """How long somebody may be asked."""
         hooks = ("before_invoke", "after_invoke", "fallback", "invoke_stream")
         self.plain = (
-            is_async and self.retry is None and self.max_concurrency is None and not any(map(self.offers, hooks))
+            self.isolation == "loop"
+            and is_async
+            and self.retry is None
+            and self.max_concurrency is None
+            and not any(map(self.offers, hooks))
         )
         """Whether a call is nothing but awaiting `invoke`: the executor's short way."""
 
@@ -175,6 +190,10 @@ class Tool(Generic[DepsT]):
             Exception: anything else is the call's outcome, a `ToolFailedError`.
         """
         raise ToolDefinitionError(f"tool {self.name!r} does nothing", hint="override invoke()")
+
+    def spread(self, context: ToolContext[DepsT] | CallIdentity, arguments: dict[str, Any]) -> Spread:
+        """How a tool made of a function calls it: the positional and the named arguments."""
+        raise ToolDefinitionError(f"tool {self.name!r} is made of no function", hint="override invoke()")
 
     # ---- optional methods
 
@@ -286,7 +305,7 @@ class SchemaTool(Tool[Any]):
         apply_options(self, options)
         self.name = name
         self.description = description
-        self.function = fn
+        self.function: Callable[..., Any] = fn
         if parameters.get("type", "object") != "object":
             raise ToolDefinitionError(f"tool {name!r}: its schema is not that of an object", hint='{"type": "object"}')
         schema = {"type": "object", "properties": {}, **parameters}
@@ -295,6 +314,10 @@ class SchemaTool(Tool[Any]):
     def invoke(self, context: ToolContext[Any], arguments: dict[str, Any]) -> Any:
         """Call the function."""
         return self.function(arguments, context)
+
+    def spread(self, context: ToolContext[Any] | CallIdentity, arguments: dict[str, Any]) -> Spread:
+        """The arguments as a dict, then the context."""
+        return (arguments, context), {}
 
 
 def is_async_callable(fn: Callable[..., Any]) -> bool:

@@ -65,7 +65,7 @@ class Flight:
         reason: what a cancellation said.
         left_behind: what of it goes on after its end, in words.
         cancelled: whether a cancellation ended it.
-        timed_out: whether the timeout ended its last attempt.
+        effect_unknown: whether its timeout, or the death of its process, hid what its last attempt did.
         verdict: the error that its last exception stands for.
     """
 
@@ -76,13 +76,13 @@ class Flight:
         "cancelled",
         "context",
         "due",
+        "effect_unknown",
         "key",
         "left_behind",
         "reason",
         "reconciles",
         "reply",
         "task",
-        "timed_out",
         "told_to_end",
         "tool",
         "verdict",
@@ -101,7 +101,7 @@ class Flight:
         self.attempts = 0
         self.told_to_end: Literal["timeout", "cancel"] | None = None
         self.cancelled = False
-        self.timed_out = False
+        self.effect_unknown = False
         self.reason = self.left_behind = ""
         self.verdict: CallboardError | None = None
         self.key: object
@@ -115,7 +115,7 @@ class Flight:
         why, self.told_to_end = self.told_to_end, None
         self.due = math.inf
         if why == "timeout":
-            self.timed_out = True
+            self.effect_unknown = True
             return ToolTimeoutError(f"{tool.name} ran past its timeout of {tool.timeout:g} s{tail}", context=context)
         self.cancelled = True
         because = f": {self.reason}" if self.reason else ""

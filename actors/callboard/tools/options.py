@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from callboard.retry import Retry
 from callboard_protocol.base import as_seconds
-from callboard_protocol.errors import NotImplementedYetError, ToolDefinitionError, UsageError
+from callboard_protocol.errors import ToolDefinitionError, UsageError
 from callboard_protocol.tools import Isolation, OnInDoubt
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class ToolBehaviour(TypedDict, total=False):
         max_concurrency: how many calls may run at once in this runtime; the others wait, outside their timeout.
         retry: which errors are tried again, and how often; none where left out.
         isolation: ``loop`` for async functions, ``thread`` for others. A sync function that never blocks may say
-            ``loop``.
-        interrupt: whether an interruption cancels a call in flight or lets it finish.
+            ``loop``; a function that must be killable, ``process``.
+        interrupt: ``cancel``: a cancellation stops a call in flight; ``finish``: it waits until the call has ended.
         reads_files: names of the arguments that name files it reads.
         writes_files: names of the arguments that name files it writes.
     """
@@ -95,18 +95,12 @@ def settle_options(tool: Tool[Any], *, is_async: bool, arguments: Mapping[str, A
 
     Raises:
         ToolDefinitionError: options that contradict each other or do not exist.
-        NotImplementedYetError: process isolation, which is not part of this release.
     """
     try:
         tool.timeout = None if tool.timeout is None else as_seconds(tool.timeout)
         tool.approval_timeout = None if tool.approval_timeout is None else as_seconds(tool.approval_timeout)
     except UsageError as problem:
         raise ToolDefinitionError(f"tool {tool.name!r}: {problem.message}", hint=problem.hint) from None
-    if tool.isolation == "process":
-        raise NotImplementedYetError(
-            f"tool {tool.name!r}: process isolation is not part of this release",
-            hint="isolation='thread', where a call past its timeout is abandoned but not stopped",
-        )
     if tool.isolation is None:
         tool.isolation = "loop" if is_async else "thread"
     tool.reads_files = tuple(tool.reads_files)
@@ -119,7 +113,7 @@ def _contradictions(tool: Tool[Any], is_async: bool, arguments: Mapping[str, Any
     if tool.timeout == 0:
         yield "a timeout of 0 lets no call succeed", "give it more time, or None for no limit"
     if tool.isolation not in get_args(Isolation):
-        yield f"isolation={tool.isolation!r} is not a choice", "'loop' or 'thread'"
+        yield f"isolation={tool.isolation!r} is not a choice", "'loop', 'thread' or 'process'"
     if tool.isolation == "thread" and is_async:
         yield "an async function runs on the loop", "make it a plain def to run it in a thread"
     if tool.on_in_doubt not in (None, *get_args(OnInDoubt)):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,27 @@ async def identified(ctx: ToolContext) -> list[Any]:
     return [ctx.run_id, ctx.session_id, ctx.agent_id, ctx.call_id, ctx.idempotency_key, ctx.attempt, ctx.cancelled]
 
 
+left_behind: list[threading.Thread] = []
+may_speak = threading.Event()
+
+
+@tool(isolation="process", read_only=True)
+def leave_a_thread(ctx: ToolContext) -> None:
+    def speak() -> None:
+        may_speak.wait()
+        ctx.report(1, note="of another call")
+
+    left_behind.append(threading.Thread(target=speak))
+    left_behind[0].start()
+
+
+@tool(isolation="process", read_only=True)
+def join_the_thread(ctx: ToolContext) -> None:
+    may_speak.set()
+    left_behind[0].join()
+    ctx.report(1, note="mine")
+
+
 @tool(isolation="process", read_only=True)
 def reach(ctx: ToolContext, name: str) -> Any:
     return getattr(ctx, name)
@@ -57,12 +79,12 @@ def weigh(size: int) -> bytes:
 
 @tool(isolation="process", read_only=True)
 def echo() -> str:
-    print("said by the tool")
+    sys.stdout.write("said by the tool\n")
     return sys.stdin.read()
 
 
 @tool(isolation="process", read_only=True)
-def fail(how: str) -> Any:  # noqa: PLR0911, PLR0912 - one line per way
+def fail(how: str) -> Any:  # noqa: PLR0912 - one line per way
     """Fail in one of the ways there are."""
     if how == "socket":
         return socket.socket()
@@ -132,22 +154,22 @@ def die_acting() -> str:
 
 @tool(isolation="process", read_only=True, max_concurrency=1)
 def alone(path: str) -> bool:
-    return overlaps(path)
+    """Whether no call beside this one is at work."""
+    mine = Path(path) / f"{os.getpid()}-{time.monotonic_ns()}"
+    mine.touch()
+    time.sleep(0.02)
+    seen = len(list(Path(path).iterdir()))
+    mine.unlink()
+    return seen == 1
 
 
 @tool(isolation="process", read_only=True)
-def beside(path: str) -> bool:
-    return overlaps(path)
-
-
-def overlaps(path: str) -> bool:
-    """Whether a call beside this one is at work too."""
-    mine = Path(path) / f"{os.getpid()}-{time.monotonic_ns()}"
-    mine.touch()
-    time.sleep(0.05)
-    seen = len(list(Path(path).iterdir()))
-    mine.unlink()
-    return seen > 1
+def meet(path: str) -> int:
+    """Wait until another process has come too."""
+    (Path(path) / str(os.getpid())).touch()
+    while len(list(Path(path).iterdir())) < 2:
+        time.sleep(0.005)
+    return os.getpid()
 
 
 def from_arguments(arguments: dict[str, Any], ctx: ToolContext[Any]) -> Any:

@@ -52,6 +52,7 @@ class ToolProcesses:
             if worker is None:
                 worker = await WorkerProcess.start()
                 self._workers.add(worker)
+                worker.when_gone(self._workers.discard)
             await worker.load(tool, function)
         except BaseException as problem:
             if worker is not None:
@@ -93,20 +94,18 @@ class ToolProcesses:
             self._timer.cancel()
         self._idle.clear()
         await asyncio.gather(*(worker.end() for worker in self._workers), *self._ending)
-        self._workers.clear()
 
     def _take(self) -> WorkerProcess | None:
         """The idle worker used last, so that those not needed grow old."""
         while self._idle:
             worker = self._idle.pop()
-            if worker.is_alive:
+            if worker.is_ready:
                 return worker
-            self._workers.discard(worker)
+            worker.kill()
         return None
 
     def _keep(self, worker: WorkerProcess) -> None:
         if not worker.is_alive:
-            self._workers.discard(worker)
             return
         loop = asyncio.get_running_loop()
         worker.idle_since = loop.time()
@@ -120,7 +119,6 @@ class ToolProcesses:
         self._timer = None
         while self._idle and self._idle[0].idle_since + IDLE <= loop.time():
             worker = self._idle.pop(0)
-            self._workers.discard(worker)
             ending = loop.create_task(worker.end())
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)

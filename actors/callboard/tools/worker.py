@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import pickle
+import select
 import signal
 import socket
+from collections.abc import Callable
 from multiprocessing import spawn
 from typing import Any, Final
 
@@ -111,8 +113,20 @@ class WorkerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it has not ended, as far as the loop has noticed."""
         return not self._gone.done()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it waits for orders. Asks the kernel: one that died a moment ago must not be given a call."""
+        poll = select.poll()
+        # It says nothing between calls, so the only news can be that its end of the channel is closed.
+        poll.register(self._writer.get_extra_info("socket"), select.POLLIN)
+        return self.is_alive and not poll.poll(0)
+
+    def when_gone(self, callback: Callable[[WorkerProcess], object]) -> None:
+        """Call back once it has ended."""
+        self._gone.add_done_callback(lambda _: callback(self))
 
     async def load(self, tool: Tool[Any], function: FunctionReference) -> None:
         """Have a tool's function imported, where it is not.

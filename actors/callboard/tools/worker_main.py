@@ -76,6 +76,7 @@ class Worker:
         self._channel = channel
         self._orders = channel.makefile("rb")
         self._sending = threading.Lock()
+        self._at_work: CallIdentity | None = None
         self._functions: dict[FunctionReference, Callable[..., Any]] = {}
 
     def serve(self) -> None:
@@ -113,14 +114,26 @@ class Worker:
 
     def _call(self, order: Call) -> Any:
         positional, named = pickle.loads(order.arguments)  # noqa: S301 - as above
-        value = self._functions[order.function](
-            *(ProcessToolContext(one, self._report) if isinstance(one, CallIdentity) else one for one in positional),
-            **named,
-        )
-        return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+        try:
+            value = self._functions[order.function](
+                *(self._context(one) if isinstance(one, CallIdentity) else one for one in positional), **named
+            )
+            return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+        finally:
+            with self._sending:
+                self._at_work = None
 
-    def _report(self, event: str, fields: dict[str, Any]) -> None:
-        self._send(Reported(event, to_plain(fields)))
+    def _context(self, identity: CallIdentity) -> ProcessToolContext:
+        self._at_work = identity
+
+        def publish(event: str, fields: dict[str, Any]) -> None:
+            message = framed(Reported(event, to_plain(fields)))
+            with self._sending:
+                # A thread that a tool left behind would speak into the calls after its own.
+                if self._at_work is identity:
+                    self._channel.sendall(message)
+
+        return ProcessToolContext(identity, publish)
 
     def _send(self, message: object) -> None:
         with self._sending:

@@ -43,7 +43,7 @@ class FunctionTool(Tool[D], Generic[D, P, T]):
         apply_options(self, options)
         self.name = options.get("name") or str(getattr(fn, "__name__", type(fn).__name__))
         shape = read_function(fn, check_tool_name(self.name), local_names)
-        self.function: Callable[..., Any] = fn
+        self.function = fn
         self.description = options.get("description") or shape.description
         self._takes_context = shape.takes_context
         self._needs_deps = shape.needs_deps
@@ -53,7 +53,7 @@ class FunctionTool(Tool[D], Generic[D, P, T]):
                 hint="take a plain ToolContext and open what it needs in the function, or say isolation='thread'",
             )
         self._reconcile: tuple[Callable[..., Awaitable[Reconciliation]], bool] | None = None
-        self._settle(shape.arguments, shape.returns, is_async=is_async_callable(fn))
+        self._settle(shape.arguments, shape.returns, is_async=is_async_callable(fn), function=fn)
         functools.update_wrapper(cast("Any", self), fn, updated=())
 
     def invoke(self, context: ToolContext[D], arguments: dict[str, Any]) -> Any:

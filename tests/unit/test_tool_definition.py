@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from enum import Enum
 from functools import partial
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
@@ -366,8 +367,16 @@ def test_what_another_process_could_not_call_is_refused(make: Callable[[], Any],
         make()
 
 
-def test_a_function_of_an_interactive_session_is_refused_for_a_process(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+@pytest.mark.parametrize(
+    "described",
+    [{}, {"__file__": "<stdin>"}, {"__file__": __file__, "__spec__": ModuleSpec("package.__main__", None)}],
+)
+def test_a_function_that_no_worker_finds_in_the_main_module_is_refused(
+    monkeypatch: pytest.MonkeyPatch, described: dict[str, Any]
+):
+    main = types.ModuleType("__main__")
+    vars(main).update(described)
+    monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(untyped_free, "__module__", "__main__")
     with pytest.raises(ToolDefinitionError, match="interactive session"):
         tool(isolation="process")(untyped_free)

@@ -41,8 +41,7 @@ class Tool(Generic[DepsT]):
         result_type: what it returns, for storing and giving it back; None for plain data of any shape.
         schema: the tool as a model sees it.
         specification: its declared behaviour, as records and events show it.
-        function: what a tool made of a function calls; None for a class of its own.
-        function_reference: where a worker process finds that function; None for a tool that needs no worker.
+        function_reference: where a worker process finds its function; None for a tool that needs no worker.
 
     Raises:
         ToolDefinitionError: the name, the schema or the options cannot be.
@@ -67,7 +66,6 @@ class Tool(Generic[DepsT]):
     reads_files: Sequence[str] = ()
     writes_files: Sequence[str] = ()
 
-    function: Callable[..., Any] | None = None
     function_reference: FunctionReference | None = None
 
     def __init__(self) -> None:
@@ -77,12 +75,19 @@ class Tool(Generic[DepsT]):
             is_async=inspect.iscoroutinefunction(self.invoke) or self.offers("invoke_stream"),
         )
 
-    def _settle(self, arguments: JsonArguments | ArgumentsContract, returns: Any, *, is_async: bool) -> None:
+    def _settle(
+        self,
+        arguments: JsonArguments | ArgumentsContract,
+        returns: Any,
+        *,
+        is_async: bool,
+        function: Callable[..., Any] | None = None,
+    ) -> None:
         check_tool_name(self.name)
         self.parameters = arguments.schema
         settle_options(self, is_async=is_async, arguments=arguments.schema.get("properties", {}))
         if self.isolation == "process":
-            self.function_reference = FunctionReference.of(self.function, self.name)
+            self.function_reference = FunctionReference.of(function, self.name)
         self._arguments = arguments
         self._results = ResultContract(self.name, returns)
         self.schema = ToolSchema(name=self.name, description=self.description, parameters=arguments.schema)
@@ -305,11 +310,11 @@ class SchemaTool(Tool[Any]):
         apply_options(self, options)
         self.name = name
         self.description = description
-        self.function: Callable[..., Any] = fn
+        self.function = fn
         if parameters.get("type", "object") != "object":
             raise ToolDefinitionError(f"tool {name!r}: its schema is not that of an object", hint='{"type": "object"}')
         schema = {"type": "object", "properties": {}, **parameters}
-        self._settle(JsonArguments(name, schema), None, is_async=is_async_callable(fn))
+        self._settle(JsonArguments(name, schema), None, is_async=is_async_callable(fn), function=fn)
 
     def invoke(self, context: ToolContext[Any], arguments: dict[str, Any]) -> Any:
         """Call the function."""

@@ -8,6 +8,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from callboard_protocol.errors import ToolDefinitionError, UsageError
@@ -56,10 +57,10 @@ class FunctionReference:
             raise ToolDefinitionError(f"{found} {qualname} is defined inside another function", hint=_MOVE)
         if getattr(function, "__self__", None) is not None:
             raise ToolDefinitionError(f"{found} {qualname} is bound to an object of this process", hint=_MOVE)
-        main = sys.modules[MAIN]
-        if module == MAIN and getattr(main, "__spec__", None) is None and not hasattr(main, "__file__"):
+        if module == MAIN and not _can_import_main():
             raise ToolDefinitionError(
-                f"{found} {qualname} is defined in an interactive session", hint="put it into a module, and import that"
+                f"{found} {qualname} is defined in an interactive session, or in the __main__ module of a package",
+                hint="put it into a module, and import that",
             )
         return cls(module, qualname)
 
@@ -81,6 +82,14 @@ class FunctionReference:
             function: Callable[..., Any] = found
             return function
         raise ImportError(f"there is no function {self.qualname!r} in module {self.module!r}")
+
+
+def _can_import_main() -> bool:
+    """Whether `multiprocessing` knows how to import the main module in another process."""
+    main = sys.modules[MAIN]
+    if main.__spec__ is not None:
+        return not main.__spec__.name.endswith(MAIN)
+    return Path(getattr(main, "__file__", "<none>")).is_file()
 
 
 @dataclass(frozen=True, slots=True)

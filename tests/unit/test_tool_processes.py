@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -328,6 +329,20 @@ async def test_nothing_is_left_of_a_pool_that_was_closed(tmp_path: Path):
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+async def test_a_system_without_room_for_a_worker_says_so_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch):
+    async def refused(*args: Any, **kwargs: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(
+        ToolFailedError, match=r"no worker process could be started: .*temporarily unavailable"
+    ) as raised:
+        await ToolProcesses(1).reserve(killable.whose)
+    assert raised.value.retryable
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_importing_callboard_loads_nothing_of_it():
     names = "('multiprocessing', 'callboard.tools.processes')"
     loaded = f"import sys, callboard; print([name for name in {names} if name in sys.modules])"
@@ -361,7 +376,10 @@ RUN = "asyncio.run(main())"
 
 def run_script(path: Path, source: str) -> subprocess.CompletedProcess[str]:
     path.write_text(source)
-    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    found = {**os.environ, "PYTHONPATH": str(Path(killable.__file__).parent)}
+    return subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=PATIENCE, check=False, env=found
+    )
 
 
 def test_a_tool_of_a_script_works_where_the_script_guards_its_main_part(tmp_path: Path):
@@ -373,3 +391,26 @@ def test_a_script_without_a_guard_is_not_run_a_second_time_and_is_told_what_to_d
     done = run_script(tmp_path / "script.py", f"{SCRIPT}\n{RUN}\n")
     assert done.stdout == ""
     assert "begin under `if __name__ == '__main__':`" in done.stderr
+
+
+FORGETFUL = """
+import asyncio, os, time
+import killable
+from callboard.tools.context import ToolContext
+from callboard.tools.processes import ToolProcesses
+
+async def leave():
+    processes = ToolProcesses(1)
+    worker = await processes.reserve(killable.whose)
+    return (await processes.run(worker, killable.whose, ToolContext(), {}))[0]
+
+worker = asyncio.run(leave())
+while os.path.exists(f"/proc/{worker}") and "State:\tZ" not in open(f"/proc/{worker}/status").read():
+    time.sleep(0.002)
+print("gone")
+"""
+
+
+def test_a_loop_that_ends_without_closing_leaves_no_worker(tmp_path: Path):
+    done = run_script(tmp_path / "script.py", FORGETFUL)
+    assert (done.stdout, done.returncode) == ("gone\n", 0), done.stderr

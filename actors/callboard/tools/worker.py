@@ -81,34 +81,33 @@ class WorkerProcess:
             ToolFailedError: the system has no process left for it.
         """
         path = spawn.get_preparation_data("callboard-tool")["sys_path"]
-        lifeline, held_lifeline = os.pipe()
-        ours, theirs = socket.socketpair()
         try:
-            # The search path goes along, so that the worker finds what this process finds, Callboard to begin with.
-            process = await asyncio.create_subprocess_exec(
-                os.fsdecode(spawn.get_executable() or "python3"),
-                "-c",
-                f"import sys; sys.path[:] = {path!r}; from callboard.tools.worker_main import main; "
-                f"main({theirs.fileno()}, {lifeline})",
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), lifeline),
-                start_new_session=True,
-            )
-            reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException as problem:
-            ours.close()
-            # Should the process be there already, this ends it.
-            os.close(held_lifeline)
-            if isinstance(problem, OSError):
-                raise ToolFailedError(
-                    f"no worker process could be started: {problem}",
-                    hint="fewer of them at a time: RuntimeLimits(max_tool_processes=...)",
-                    retryable=True,
-                ) from problem
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
+            with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+                lifeline, held_lifeline = os.pipe()
+                theirs.callback(os.close, lifeline)
+                # Should anything fail once the process is there, this ends it.
+                ours.callback(os.close, held_lifeline)
+                held_channel, channel = socket.socketpair()
+                theirs.callback(channel.close)
+                ours.callback(held_channel.close)
+                # The search path goes along, so that the worker finds what this process finds, Callboard to begin with.
+                process = await asyncio.create_subprocess_exec(
+                    os.fsdecode(spawn.get_executable() or "python3"),
+                    "-c",
+                    f"import sys; sys.path[:] = {path!r}; from callboard.tools.worker_main import main; "
+                    f"main({channel.fileno()}, {lifeline})",
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(channel.fileno(), lifeline),
+                    start_new_session=True,
+                )
+                reader, writer = await asyncio.open_connection(sock=held_channel)
+                ours.pop_all()
+        except OSError as problem:
+            raise ToolFailedError(
+                f"no worker process could be started: {problem}",
+                hint="fewer of them at a time: RuntimeLimits(max_tool_processes=...)",
+                retryable=True,
+            ) from problem
         return cls(process, reader, writer, held_lifeline)
 
     @property
@@ -209,12 +208,14 @@ class WorkerProcess:
             await self.gone(LEAVING)
 
     async def _watch(self) -> None:
-        """Wait for its end, and leave nothing of it behind."""
-        await self._process.wait()
-        # A process it has started may hold the other end of the channel, and must not keep anyone waiting.
-        self.kill()
-        self._writer.transport.abort()
-        os.close(self._lifeline)
+        """Wait for its end, and leave nothing of it behind; also where the loop ends first."""
+        try:
+            await self._process.wait()
+        finally:
+            # A process it has started may hold the other end of the channel, and must not keep anyone waiting.
+            self.kill()
+            self._writer.transport.abort()
+            os.close(self._lifeline)
 
     async def _order(self, order: Load | Call, context: ToolContext[Any] | None) -> Returned | Uncrossable | Raised:
         """Send an order, and wait for what comes of it.

@@ -58,9 +58,8 @@ class FunctionTool(Tool[D], Generic[D, P, T]):
 
     def invoke(self, context: ToolContext[D], arguments: dict[str, Any]) -> Any:
         """Call the function."""
-        if self._takes_context:
-            return self.function(context, **arguments)
-        return self.function(**arguments)
+        positional, named = self.spread(context, arguments)
+        return self.function(*positional, **named)
 
     def spread(self, context: ToolContext[D] | CallIdentity, arguments: dict[str, Any]) -> Spread:
         """The context, where the function takes it, then the arguments by name."""

@@ -87,11 +87,11 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
 
     @handles
     def cancel(self, message: CancelCall) -> LoopFuture[ToolOutcome] | None:
-        """Stop a call. One whose tool says ``interrupt="finish"`` is told, and goes on under its timeout."""
+        """Stop a call. One that has begun, and whose tool says ``interrupt="finish"``, is told and goes on."""
         flight = self._flights.get(message.call_id)
         if flight is None:
             return None
-        if flight.tool.interrupt == "finish":
+        if flight.tool.interrupt == "finish" and flight.attempts:
             flight.context.cancelled = True
         elif not flight.cancelled and flight.told_to_end is None:
             flight.reason = message.reason

@@ -428,6 +428,43 @@ async def test_a_tool_that_wants_to_finish_is_told_and_not_cancelled(executor: R
     assert (await waiting).value is True
 
 
+async def test_a_call_that_waits_for_its_turn_is_cancelled_also_where_its_tool_wants_to_finish(
+    executor: Ref[ToolExecutor],
+):
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    @tool(interrupt="finish", max_concurrency=1)
+    async def finish() -> str:
+        begun.set()
+        await released.wait()
+        return "finished"
+
+    at_work = asyncio.ensure_future(call(executor, finish))
+    await begun.wait()
+    waiting = asyncio.ensure_future(call(executor, finish, ToolContext(call_id="run:1")))
+    await asyncio.sleep(0)
+    told = await executor.ask(CancelCall(call_id="run:1"))
+    assert (told.cancelled, told.attempts) == (True, 0)
+    assert (await waiting).cancelled
+    released.set()
+    assert (await at_work).value == "finished"
+
+
+async def test_a_cancellation_is_answered_with_what_became_of_the_call(executor: Ref[ToolExecutor]):
+    begun = asyncio.Event()
+
+    @tool
+    async def hang() -> str:
+        begun.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    waiting = asyncio.ensure_future(call(executor, hang))
+    await begun.wait()
+    assert await executor.ask(CancelCall(call_id="run:0")) is await waiting
+    assert await executor.ask(CancelCall(call_id="run:0")) is None
+
+
 async def test_leaving_an_ask_does_not_stop_the_call(executor: Ref[ToolExecutor]):
     begun, released, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

@@ -318,7 +318,8 @@ class SchemaTool(Tool[Any]):
 
     def invoke(self, context: ToolContext[Any], arguments: dict[str, Any]) -> Any:
         """Call the function."""
-        return self.function(arguments, context)
+        positional, named = self.spread(context, arguments)
+        return self.function(*positional, **named)
 
     def spread(self, context: ToolContext[Any] | CallIdentity, arguments: dict[str, Any]) -> Spread:
         """The arguments as a dict, then the context."""

@@ -11,18 +11,15 @@ from callboard.live_run import IDEMPOTENCY_WARNING, LiveRun
 from callboard.scopes import Scope
 from callboard.stops import StopRun
 from callboard.tool import Tool
-from callboard.tools.context import ToolContext
+from callboard.tool_dispatch import call_off, context_of, hidden_by, take_state
 from callboard.tools.flights import ToolOutcome
 from callboard_protocol.amounts import Amount
-from callboard_protocol.commands import CallTool, CancelCall, ReconcileCall
+from callboard_protocol.commands import CallTool, ReconcileCall
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import (
-    ActorError,
     CallboardError,
     CallInDoubtError,
-    ToolCrashedError,
     ToolDeniedError,
-    ToolTimeoutError,
     UnknownToolError,
     UnpersistableValueError,
 )
@@ -165,10 +162,10 @@ class OpenCall:
             except UnpersistableValueError as problem:
                 # Only the intent is written there: its arguments cannot be stored, so the call was not made.
                 return await self.completed(None, problem, ordinal=self.intended)
-            hidden_by = self._hidden_by(tool, outcome)
-            if hidden_by is None:
+            cause = hidden_by(run, tool, outcome)
+            if cause is None:
                 return await self._record(tool, outcome)
-            settled = await self._resolve(tool, arguments, hidden_by, attempt, outcome.error)
+            settled = await self._resolve(tool, arguments, cause, attempt, outcome.error)
             if settled is not None:
                 return settled
             attempt += 1
@@ -181,74 +178,21 @@ class OpenCall:
         if run.is_watched:
             live = {"step": self.step, "call_id": self.call_id, "tool": self.name, "arguments": arguments}
             run.publish(("tool.called", None, live))
-        state = run.state.value
-        context: ToolContext[Any] = ToolContext(
-            deps=run.deps,
-            run_id=run.run_id,
-            session_id=run.session_id,
-            agent_id=run.agent.id,
-            call_id=self.call_id,
-            attempt=attempt,
-            state=state,
-            publish=self._progress,
-        )
+        context = context_of(run, self.step, self.name, attempt)
+        state = context.state
         try:
             outcome: ToolOutcome = await run.directory.executor.ask(
                 trusted(CallTool, tool=tool, arguments=arguments, context=context), timeout=None
             )
         except asyncio.CancelledError:
-            stopped = await self._stop(tool)
-            if stopped is not None and not stopped.cancelled and self._hidden_by(tool, stopped) is None:
+            stopped = await call_off(run, tool, self.call_id)
+            if stopped is not None and not stopped.cancelled and hidden_by(run, tool, stopped) is None:
                 # It came to its end all the same.
-                self._take_state(context, state)
+                take_state(run, context, state)
                 await self._record(tool, stopped)
             raise
-        self._take_state(context, state)
+        take_state(run, context, state)
         return outcome
-
-    def _take_state(self, context: ToolContext[Any], before: Any) -> None:
-        if context.state is not before:
-            # A call beside this one may have put a new state in place; only this one's own goes there.
-            self.run.state.value = context.state
-
-    async def _stop(self, tool: Tool[Any]) -> ToolOutcome | None:
-        """Stop the call in flight, and wait for its end: what it uses is closed after that.
-
-        Returns:
-            What came of it; None where nobody waits for that: the runtime closes, or the executor has failed.
-        """
-        run = self.run
-        ticket = run.ticket
-        reason = ticket.reason or ("its step was cancelled" if ticket.stop is None else "the run was stopped")
-        order = CancelCall(call_id=self.call_id, reason=reason)
-        try:
-            executor = run.directory.executor
-            if tool.interrupt == "finish" and not ticket.may_wait:
-                executor.tell(order)
-                return None
-            waiting = asyncio.create_task(executor.ask(order, timeout=None))
-            ticket.last_waits.add(waiting)
-            waiting.add_done_callback(ticket.last_waits.discard)
-            outcome: ToolOutcome | None = await waiting
-        except (asyncio.CancelledError, ActorError):
-            return None
-        if outcome is not None and outcome.error is not None and outcome.cancelled:
-            told = {"call_id": self.call_id, "tool": self.name, "reason": reason, "message": outcome.error.message}
-            run.publish(("tool.cancelled", None, {**told, "duration": outcome.duration}))
-        return outcome
-
-    def _hidden_by(self, tool: Tool[Any], outcome: ToolOutcome) -> str | None:
-        """What left the call in doubt; None where its outcome is known, or it may simply be made again."""
-        if not self.run.request.durable or tool.specification.may_be_repeated:
-            return None
-        if isinstance(outcome.error, ToolTimeoutError):
-            return "timeout"
-        return "crash" if isinstance(outcome.error, ToolCrashedError) else None
-
-    def _progress(self, event: str, fields: dict[str, Any]) -> None:
-        if self.run.is_watched:
-            live = {"step": self.step, "call_id": self.call_id, "tool": self.name}
-            self.run.publish((event, None, {**live, **fields}))
 
     async def _intend(self, attempt: int) -> None:
         run = self.run
@@ -416,16 +360,7 @@ class OpenCall:
         if tool is None or not tool.can_reconcile:
             return None
         run = self.run
-        context: ToolContext[Any] = ToolContext(
-            deps=run.deps,
-            run_id=run.run_id,
-            session_id=run.session_id,
-            agent_id=run.agent.id,
-            call_id=self.call_id,
-            attempt=run.attempt,
-            state=run.state.value,
-            publish=self._progress,
-        )
+        context = context_of(run, self.step, self.name, run.attempt)
         verdict: Reconciliation = await run.directory.executor.ask(
             ReconcileCall(tool=tool, arguments=arguments, context=context), timeout=None
         )

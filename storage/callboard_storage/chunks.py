@@ -70,6 +70,44 @@ def pieces(payload: bytes, size: int) -> Iterator[memoryview]:
     return (view[start : start + size] for start in range(0, len(payload), size))
 
 
+def rows(table: str, key: bytes, digest: bytes, payload: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The chunks of a large payload, as they are stored.
+
+    Args:
+        table: where the row is that refers to them.
+        key: that row's key.
+        digest: the digest of the frame whose payload it is.
+        payload: the payload.
+    """
+    prefix = chunks_prefix(table, key)
+    for number, piece in enumerate(pieces(payload, CHUNK_BYTES)):
+        chunk_key = keys.chunk_key(prefix, digest, number)
+        yield chunk_key, codec.seal_chunk(chunk_key, piece)
+
+
+def stored(table: str, key: bytes, header: bytes, payload: bytes) -> tuple[bytes, Iterable[tuple[bytes, bytes]]]:
+    """A frame's row, and its chunks where the payload is too long for that.
+
+    Args:
+        table: where the row is.
+        key: its key.
+        header: the frame's header.
+        payload: the frame's payload.
+    """
+    if len(payload) <= LARGEST_IN_ROW:
+        return codec.seal(key, header, payload), ()
+    digest = codec.begin_digest(key, header)
+    digest.update(payload)
+    name = digest.digest()
+    return header + name, rows(table, key, name, payload)
+
+
+def place(table: str, key: bytes, row: bytes) -> bytes | None:
+    """What the keys of the chunks begin with that a row refers to; None where it is a whole frame."""
+    reference = codec.referenced(row)
+    return None if reference is None else chunks_prefix(table, key) + reference[0]
+
+
 def whole(snapshot: Chunks, table: str, key: bytes, row: bytes) -> bytes:
     """The frame a row holds or refers to.
 
@@ -124,17 +162,14 @@ def is_whole(snapshot: Chunks, table: str, key: bytes, row: bytes) -> bool:
 def before_change(transaction: Writing, table: str, key: bytes, row: bytes | None) -> None:
     """Remove the chunks of what a row holds, before it holds `row`, or nothing."""
     old = transaction.get(table, key)
-    if old is not None and old != row and (reference := codec.referenced(old)) is not None:
-        transaction.delete_prefix("blobs", chunks_prefix(table, key) + reference[0])
+    if old is not None and old != row and (where := place(table, key, old)) is not None:
+        transaction.delete_prefix("blobs", where)
 
 
 def places(snapshot: Tables, tables: Iterable[str] = HOLDING_TABLES) -> set[bytes]:
     """The beginnings of the keys of all chunks that some row refers to."""
     return {
-        chunks_prefix(table, key) + reference[0]
-        for table in tables
-        for key, row in snapshot.each(table)
-        if (reference := codec.referenced(row)) is not None
+        where for table in tables for key, row in snapshot.each(table) if (where := place(table, key, row)) is not None
     }
 
 

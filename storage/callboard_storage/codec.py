@@ -171,6 +171,20 @@ class Codec:
             raise TypeError(f"it is a {schema.model.__name__}, not a {expected.__name__}")
         return model
 
+    def is_behind(self, frame: bytes) -> bool:
+        """Whether a frame, or a reference to one, says that an earlier version of its schema wrote it; it is not looked
+        into any further.
+        """
+        if len(frame) < OVERHEAD:
+            return False
+        magic, frame_version, number, version, _ = _HEADER.unpack_from(frame)
+        if magic != _MAGIC or frame_version != FRAME_VERSION:
+            return False
+        try:
+            return bool(version < self._schemas.of_id(number).version)
+        except UnknownSchemaError:
+            return False
+
     def _pack_odd(self, record: str, body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         """Pack what plain msgpack refused: leaf types, and models, tuples or enums inside `Any`. Also gives what comes
         back of it.
@@ -309,3 +323,4 @@ encode = CODEC.encode
 pack = CODEC.pack
 decode = CODEC.decode
 moved = CODEC.moved
+is_behind = CODEC.is_behind

@@ -35,6 +35,7 @@ NETWORK_FILE_SYSTEMS = frozenset(_NETWORK.split())
 _MOUNTS = Path("/proc/self/mounts")
 _LMDB_MAGIC = 0xBEEFC0DE
 _DATA_FORMATS = {1: "LMDB 0.9", 3: "LMDB 1.0"}
+"""What LMDB's files say of themselves, by the engine that writes them."""
 
 
 def check_platform(platform: str = sys.platform) -> None:
@@ -156,6 +157,27 @@ def largest_file() -> float:
     return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
+def data_format(directory: Path) -> int | None:
+    """The data format of a directory's file, as the engine that made it numbers them; None where there is no file yet.
+
+    Raises:
+        StoreOpenError: the data file cannot be read, or is not LMDB's.
+    """
+    try:
+        with (directory / DATA_FILE).open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreOpenError(f"{directory / DATA_FILE} cannot be read: {error.strerror}") from error
+    if not head:
+        return None
+    words = [int.from_bytes(head[at : at + 4], sys.byteorder) for at in range(0, len(head) - 3, 4)]
+    if _LMDB_MAGIC not in words[:-1]:
+        raise StoreOpenError(f"{directory / DATA_FILE} is not a store's file", hint="give an empty directory")
+    return words[words.index(_LMDB_MAGIC) + 1]
+
+
 def check_data_format(directory: Path, readable: int) -> bool:
     """Whether the directory is new, once it is clear that the engine can read it if it is not.
 
@@ -167,22 +189,10 @@ def check_data_format(directory: Path, readable: int) -> bool:
         StoreVersionError: another engine wrote it.
         StoreOpenError: the data file is not LMDB's.
     """
-    try:
-        with (directory / DATA_FILE).open("rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        raise StoreOpenError(f"{directory / DATA_FILE} cannot be read: {error.strerror}") from error
-    if not head:
-        return True
-    words = [int.from_bytes(head[at : at + 4], sys.byteorder) for at in range(0, len(head) - 3, 4)]
-    if _LMDB_MAGIC not in words[:-1]:
-        raise StoreOpenError(f"{directory / DATA_FILE} is not a store's file", hint="give an empty directory")
-    found = words[words.index(_LMDB_MAGIC) + 1]
-    if found != readable:
-        raise engine_mismatch(directory, _DATA_FORMATS.get(found, f"an engine of data format {found}"))
-    return False
+    found = data_format(directory)
+    if found is not None and found != readable:
+        raise engine_mismatch(directory, found)
+    return found is None
 
 
 def allocate(path: Path, size: int) -> None:
@@ -229,11 +239,21 @@ def make_durable(directory: Path) -> None:
             logger.warning("%s cannot be synced: %s", place, error)  # not ours to read, but its owner's to keep
 
 
-def engine_mismatch(directory: Path, found: str) -> StoreVersionError:
-    """The error for a directory of another engine."""
+def engine_mismatch(directory: Path, found: int) -> StoreVersionError:
+    """The error for a directory of another engine, by the data format of its file."""
+    if found in _DATA_FORMATS:
+        return made_by_another(directory, _DATA_FORMATS[found])
     return StoreVersionError(
-        f"{directory} was written by {found}, this release uses LMDB 0.9",
+        f"{directory} was written by an engine of data format {found}, this release uses LMDB 0.9",
         hint="open it where that engine is, `callboard store export` its sessions there, and import them here",
+    )
+
+
+def made_by_another(directory: Path, engine: str) -> StoreVersionError:
+    """The error for a directory of another engine that this release can migrate."""
+    return StoreVersionError(
+        f"{directory} was written by {engine}, this release uses LMDB 0.9",
+        hint=f"run `callboard store migrate {directory}` while nobody has it open",
     )
 
 

@@ -46,6 +46,12 @@ ENGINE: Final = 0
 """LMDB's major version: 0.9. The data formats of 0.9 and 1.0 cannot read each other."""
 
 DATA_FORMAT: Final = 1
+_ENGINES: Final = {DATA_FORMAT: ENGINE, 3: 1}
+"""The engines that can be had, by the data format each reads and writes."""
+
+_MOST_TABLES: Final = 64
+"""More than any release has: what a newer one added must not keep an older one from opening a directory."""
+
 LARGEST_MAP: Final = 1 << 40
 SMALLEST_MAP: Final = 1 << 36
 MAX_READERS: Final = 2048
@@ -75,6 +81,11 @@ def translated(error: lmdb.Error, doing: str, left: float = math.inf) -> StoreEr
     if full or (_code(error) == errno.EIO and left < _ROOM_FOR_ONE_COMMIT):
         return StoreFullError(f"{doing} failed, there is no room: {error}")
     return StoreError(f"{doing} failed: {error}", hint="see runtime.health(); check the disk")
+
+
+def engine_version(engine: int) -> str:
+    """The full version of one of the engines there are."""
+    return ".".join(str(part) for part in lmdb.version(lib_version=engine))
 
 
 def _code(error: lmdb.Error) -> int:
@@ -317,12 +328,21 @@ class LmdbEnvironment:
         directory: the real path of a directory that is ours alone; see `doors` and `locks`.
         map_size: bytes of address space; None tries 1 TiB and halves it down to 64 GiB.
         min_free_bytes: what a new directory must have room for.
+        further_tables: tables to open, and to make, beside those of this release.
     """
 
     Error = lmdb.Error
 
-    def __init__(self, directory: Path, map_size: int | None = None, min_free_bytes: int = DEFAULT_FREE_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        map_size: int | None = None,
+        min_free_bytes: int = DEFAULT_FREE_BYTES,
+        *,
+        further_tables: Iterable[str] = (),
+    ) -> None:
         self.directory = directory
+        self._further_tables = (*further_tables,)
         self._map_size = map_size
         self._swap = threading.Lock()
         self._is_closed = False
@@ -431,7 +451,7 @@ class LmdbEnvironment:
         doors.allocate(self.directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
         environment = self._map()
         try:
-            databases = _open_tables(environment, self.directory)
+            databases = _open_tables(environment, self.directory, self._further_tables)
             environment.reader_check()
             if is_new:
                 doors.make_durable(self.directory)
@@ -450,7 +470,7 @@ class LmdbEnvironment:
                 return lmdb.Environment(
                     os.fspath(self.directory),
                     map_size=size,
-                    max_dbs=16,
+                    max_dbs=_MOST_TABLES,
                     max_readers=MAX_READERS,
                     max_spare_txns=1,
                     lib_version=ENGINE,
@@ -472,20 +492,28 @@ class ReadOnlyEnvironment:
     """A directory opened to be read, which another process may have open and may be writing to.
 
     For a process of its own: a damaged file can end whoever reads it with SIGBUS, and no process may open a directory
-    twice. A table that is not there is left out.
+    twice. It has all tables that are there, also those that only a newer release knows.
 
     Args:
         directory: the real path of a data directory.
+        any_engine: whether it may be of another engine than ours, and is then read with that one.
+
+    Attributes:
+        engine: the engine it is read with.
 
     Raises:
         StoreVersionError: another engine wrote it.
         StoreOpenError: there is no data file, or it is not one that can be opened.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, any_engine: bool = False) -> None:
         self.directory = directory
-        if doors.check_data_format(directory, DATA_FORMAT):
+        found = doors.data_format(directory)
+        if found is None:
             raise StoreOpenError(f"{directory} holds no store", hint="give a data directory or a backup of one")
+        if found not in _ENGINES or (found != DATA_FORMAT and not any_engine):
+            raise doors.engine_mismatch(directory, found)
+        self.engine = _ENGINES[found]
         doors.allocate(directory / doors.LOCK_FILE, _LOCK_FILE_BYTES)
         size = (directory / doors.DATA_FILE).stat().st_size
         try:
@@ -493,16 +521,21 @@ class ReadOnlyEnvironment:
             self._environment = lmdb.Environment(
                 os.fspath(directory),
                 map_size=2 * size + (1 << 30),
-                max_dbs=16,
+                max_dbs=_MOST_TABLES,
                 max_readers=MAX_READERS,
                 readonly=True,
                 create=False,
-                lib_version=ENGINE,
+                lib_version=self.engine,
             )
+            with self._environment.begin() as transaction:
+                # LMDB 1.0 keeps the NUL that ends a table's name, 0.9 does not.
+                names = [bytes(name).rstrip(b"\0") for name in transaction.cursor().iternext(values=False)]
+            # What is not a table is damage, or another program's: verification says so where a table is missing.
             self._databases: dict[str, Any] = {}
-            for table in ("meta", "log", *TABLES):
-                with suppress(lmdb.NotFoundError):
-                    self._databases[table] = self._environment.open_db(table.encode(), create=False)
+            for name in names:
+                with suppress(lmdb.Error):
+                    table = name.decode(errors="replace")
+                    self._databases[table] = self._environment.open_db(name, create=False)
         except lmdb.Error as error:
             raise StoreOpenError(f"{directory} cannot be opened: {error}") from error
 
@@ -547,14 +580,14 @@ def _write_empty(path: Path) -> None:
         raise StoreOpenError(f"{path} cannot be written: {error}") from error
 
 
-def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, Any]:
+def _open_tables(environment: lmdb.Environment, directory: Path, further: Iterable[str]) -> dict[str, Any]:
     """The tables, made if the environment is new.
 
     Raises:
         StoreVersionError: a newer release or another engine wrote it.
         StoreOpenError: it is an LMDB environment of something else.
     """
-    version = ".".join(str(part) for part in lmdb.version(lib_version=ENGINE))
+    version = engine_version(ENGINE)
     with environment.begin(write=True) as transaction:
         is_new = transaction.stat()["entries"] == 0
         if not is_new and transaction.get(b"meta") is None:
@@ -577,12 +610,12 @@ def _open_tables(environment: lmdb.Environment, directory: Path) -> dict[str, An
             )
         engine = transaction.get(b"engine", b"", db=meta).decode("ascii", "replace")
         if engine.split(".")[:2] != version.split(".")[:2]:
-            raise doors.engine_mismatch(directory, f"LMDB {engine}")
+            raise doors.made_by_another(directory, f"LMDB {engine}")
         release = transaction.get(b"release", b"", db=meta).decode("ascii", "replace")
         if _numbers(release) < _numbers(__version__):
             transaction.put(b"release", __version__.encode(), db=meta)
         databases = {"meta": meta, "log": environment.open_db(b"log", txn=transaction)}
-        for table in TABLES:
+        for table in (*TABLES, *further):
             databases[table] = environment.open_db(table.encode(), txn=transaction)
     return databases
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+from callboard_protocol._version import __version__
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
 from callboard_storage import keys
 from callboard_storage.batch import FrameBatch
@@ -64,7 +65,8 @@ def located(error: DamagedRecordError, table: str, key: bytes, newest_release: s
     subject = _SUBJECTS.get(table, "a row of {table}").format(name=name, **where)
     hint: str | None = _HINTS.get(table)
     if isinstance(error, UnknownSchemaError):
-        hint = f"Callboard {newest_release} has had this directory: it can read it" if newest_release else None
+        is_known = newest_release not in {"", __version__}
+        hint = f"Callboard {newest_release} has had this directory: it can read it" if is_known else None
     return type(error)(
         f"{subject} {error.what}",
         hint=hint,

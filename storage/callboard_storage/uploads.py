@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
-from callboard_storage import codec, keys
+from callboard_storage import chunks, codec
 from callboard_storage.batch import FrameBatch
-from callboard_storage.chunks import CHUNK_BYTES, chunks_prefix, pieces
+from callboard_storage.chunks import chunks_prefix, pieces
 from callboard_storage.lmdb_environment import WriteTransaction
 
 Rows: TypeAlias = list[tuple[bytes, bytes]]
 
-UPLOADED_AT_ONCE: Final = 2 * CHUNK_BYTES
-"""How much of an upload one transaction takes: as long as it lasts, other sessions wait."""
+UPLOADED_AT_ONCE: Final = 512 * 1024
+"""Bytes of an upload one transaction takes, two chunks: as long as it lasts, other sessions wait."""
 
 DIGESTED_AT_ONCE: Final = 1024 * 1024
 """How much of a payload is digested before other sessions have their turn."""
@@ -83,12 +83,10 @@ class Upload:
                     yield []
             name = digest.digest()
             self._references.append(large.header + name)
-            prefix = chunks_prefix(large.table, large.key)
-            for number, piece in enumerate(pieces(large.payload, CHUNK_BYTES)):
-                if size + len(piece) > UPLOADED_AT_ONCE:
+            for row in chunks.rows(large.table, large.key, name, large.payload):
+                if size + len(row[1]) > UPLOADED_AT_ONCE:
                     yield rows
                     rows, size = [], 0
-                key = keys.chunk_key(prefix, name, number)
-                rows.append((key, codec.seal_chunk(key, piece)))
-                size += len(piece)
+                rows.append(row)
+                size += len(row[1])
         self._left = rows

@@ -156,3 +156,12 @@ def test_an_open_store_can_be_looked_at_and_backed_up_but_not_replaced(path, tmp
             await store.close()
 
     asyncio.run(while_open())
+
+
+def test_a_directory_of_another_engine_is_migrated(path, as_lmdb_1_0):
+    directory = as_lmdb_1_0(path)
+    assert f"callboard store migrate {directory}" in callboard("verify", directory, expected=2).stderr
+    assert "every one compared" in callboard("migrate", directory).stdout
+    assert "nothing to do" in callboard("migrate", directory).stdout
+    assert told("migrate", directory)["is_migrated"] is False
+    assert told("verify", directory)["problems"] == []

@@ -223,7 +223,7 @@ async def test_a_newer_format_is_refused_and_both_are_named(directory):
 async def test_the_data_format_of_another_engine_is_refused(directory):
     with raw(directory, lib_version=1):
         pass
-    with pytest.raises(StoreVersionError, match=r"LMDB 1\.0.*store export"):
+    with pytest.raises(StoreVersionError, match=r"LMDB 1\.0.*store migrate"):
         await LmdbStore(directory, map_size=MAP_SIZE).open()
 
 
@@ -235,7 +235,7 @@ async def test_another_engine_pinned_at_creation_is_refused(directory):
         with environment.begin(write=True) as transaction:
             assert transaction.get(b"engine", db=meta) == ".".join(map(str, lmdb.version(lib_version=0))).encode()
             transaction.put(b"engine", b"0.8.1", db=meta)
-    with pytest.raises(StoreVersionError, match=r"LMDB 0\.8\.1.*store export"):
+    with pytest.raises(StoreVersionError, match=r"LMDB 0\.8\.1.*store migrate"):
         await LmdbStore(directory, map_size=MAP_SIZE).open()
 
 

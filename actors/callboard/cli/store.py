@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UsageError
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.upkeep import ImportReport, RetainReport
+from callboard_storage.upkeep import ImportReport, Problem, RetainReport
 from callboard_storage.upkeep.turns import existing
 
 ResultT = TypeVar("ResultT")
@@ -49,12 +49,7 @@ def verify(path: Directory, *, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(report)
     else:
-        for problem in report.problems[:_SHOWN]:
-            place = " ".join(part for part in (problem.table, problem.key) if part)
-            typer.secho(f"  {place or 'data.mdb'}: {problem.what}", fg=typer.colors.RED)
-        hidden = len(report.problems[_SHOWN:]) + report.more_problems
-        if hidden:
-            typer.echo(f"  ... and {hidden} more")
+        _show(report.problems, report.more_problems)
         rows = sum(report.rows.values())
         verdict = "nothing is damaged" if report.is_sound else f"{len(report.problems) + report.more_problems} problems"
         typer.echo(
@@ -77,6 +72,29 @@ def compact(path: Directory, *, as_json: AsJson = False) -> None:
         as_json,
         f"{report.path}: {decimal(report.bytes_before)} became {decimal(report.bytes_after)} in "
         f"{report.seconds:.1f} s; {report.rows} rows, every one compared",
+    )
+
+
+@app.command()
+def migrate(path: Directory, *, as_json: AsJson = False) -> None:
+    """Bring what another engine or an earlier release made up to date; nobody may have the directory open.
+
+    A directory that needs nothing is left as it is.
+    """
+    with _progress("migrating") as progress:
+        report = upkeep.migrate(path, progress=progress)
+    if not report.is_migrated:
+        _print(report, as_json, f"{report.path}: nothing to do, it is of LMDB {report.engine}, format {report.format}")
+        return
+    if not as_json:
+        _show(report.problems, report.more_problems)
+    notes = [f"{report.upgraded} were of an earlier schema"] if report.upgraded else []
+    notes += [f"{report.unreadable} could not be read and are as they were"] if report.unreadable else []
+    _print(
+        report,
+        as_json,
+        f"{report.path}: LMDB {report.from_engine}, format {report.from_format} became LMDB {report.engine}, format "
+        + "; ".join([f"{report.format} in {report.seconds:.1f} s; {report.rows} rows, every one compared", *notes]),
     )
 
 
@@ -229,6 +247,15 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(problems: Sequence[Problem], more: int) -> None:
+    for problem in problems[:_SHOWN]:
+        place = " ".join(part for part in (problem.table, problem.key) if part)
+        typer.secho(f"  {place or 'data.mdb'}: {problem.what}", fg=typer.colors.RED)
+    hidden = len(problems[_SHOWN:]) + more
+    if hidden:
+        typer.echo(f"  ... and {hidden} more")
 
 
 def _print(report: Frozen, as_json: bool, sentence: str) -> None:

@@ -5,11 +5,13 @@ from callboard_storage.upkeep.compacting import compact
 from callboard_storage.upkeep.counting import stats
 from callboard_storage.upkeep.exporting import export_session
 from callboard_storage.upkeep.importing import import_session
+from callboard_storage.upkeep.migrating import migrate
 from callboard_storage.upkeep.report import (
     BackupReport,
     CompactReport,
     ExportReport,
     ImportReport,
+    MigrateReport,
     Problem,
     RestoreReport,
     RetainReport,
@@ -22,6 +24,7 @@ from callboard_storage.upkeep.verifying import verify
 __all__ = [
     "verify",
     "compact",
+    "migrate",
     "backup",
     "restore",
     "export_session",
@@ -31,6 +34,7 @@ __all__ = [
     "Problem",
     "VerifyReport",
     "CompactReport",
+    "MigrateReport",
     "BackupReport",
     "RestoreReport",
     "ExportReport",

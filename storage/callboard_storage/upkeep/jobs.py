@@ -8,20 +8,24 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreOpenError, StoreVersionError
 from callboard_storage import chunks, data_file, doors
 from callboard_storage.lmdb_environment import (
+    ENGINE,
     FORMAT_VERSION,
     LmdbEnvironment,
     ReadOnlyEnvironment,
     ReadTransaction,
+    engine_version,
     translated,
 )
+from callboard_storage.upkeep.comparing import same_records, same_rows
 from callboard_storage.upkeep.exporting import write_session
+from callboard_storage.upkeep.report import MOST_PROBLEMS, Problem
+from callboard_storage.upkeep.rewriting import Rewriting, is_behind
 from callboard_storage.upkeep.walk import Walk
 
 SYNCED_EVERY = 8 * 1024 * 1024
@@ -46,14 +50,14 @@ def tell(event: str, **facts: Any) -> None:
     sys.stdout.flush()
 
 
-def opened(path: str) -> ReadOnlyEnvironment:
-    """The directory, to be read.
+def opened(path: str, *, any_engine: bool = False) -> ReadOnlyEnvironment:
+    """The directory, to be read; with `any_engine`, also one that another engine of ours made.
 
     Raises:
         StoreVersionError: a newer release or another engine wrote it.
         StoreOpenError: it is no store of ours.
     """
-    environment = ReadOnlyEnvironment(Path(path))
+    environment = ReadOnlyEnvironment(Path(path), any_engine=any_engine)
     if "meta" in environment.tables:
         written = environment.read(_meta).get("format", "")
         if written.isdecimal() and int(written) > FORMAT_VERSION:
@@ -142,21 +146,49 @@ def copy(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def compare(arguments: dict[str, Any]) -> dict[str, Any]:
     """Whether two directories hold the same rows."""
-    first, second = opened(arguments["path"]), opened(arguments["other"])
-    if first.tables != second.tables:
-        return {"same": False, "rows": 0}
-
-    def same(one: ReadTransaction, other: ReadTransaction) -> int | None:
-        rows = 0
-        for table in first.tables:
-            for mine, theirs in zip_longest(one.each(table), other.each(table)):
-                if mine != theirs:
-                    return None
-                rows += 1
-        return rows
-
-    rows = first.read(lambda one: second.read(lambda other: same(one, other)))
+    rows = same_rows(opened(arguments["path"]), opened(arguments["other"]))
     return {"same": rows is not None, "rows": rows or 0}
+
+
+def compare_migrated(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Whether a migrated directory holds what the one did that it was made of."""
+    rows = same_records(opened(arguments["path"], any_engine=True), opened(arguments["other"]))
+    return {"same": rows is not None, "rows": rows or 0}
+
+
+def survey(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a migration would have to do."""
+    environment = opened(arguments["path"], any_engine=True)
+    written = environment.read(_meta)
+    is_ours = environment.engine == ENGINE and _series(written.get("engine", "")) == _series(engine_version(ENGINE))
+    is_due = not is_ours or written.get("format") != str(FORMAT_VERSION) or is_behind(environment)
+    return {
+        "is_due": is_due,
+        "bytes_used": environment.read(lambda snapshot: snapshot.bytes_used()),
+        "from_engine": written.get("engine") or engine_version(environment.engine),
+        "engine": engine_version(ENGINE),
+        "from_format": written.get("format", ""),
+        "format": str(FORMAT_VERSION),
+    }
+
+
+def rewrite(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Write every row into a new file of our engine, format and schemas, on disk when it returns."""
+    environment = opened(arguments["path"], any_engine=True)
+    total = environment.read(lambda snapshot: snapshot.bytes_used())
+    unreadable: list[Problem] = []
+    rewriting = Rewriting(
+        environment,
+        Path(arguments["staged"]),
+        progress=lambda done: tell("progress", done=done, total=max(done, total)),
+        unreadable=unreadable.append,
+    )
+    rewriting.write()
+    return {
+        "upgraded": rewriting.upgraded,
+        "problems": [problem.model_dump() for problem in unreadable[:MOST_PROBLEMS]],
+        "more_problems": len(unreadable[MOST_PROBLEMS:]),
+    }
 
 
 def stats(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -203,14 +235,22 @@ JOBS: Mapping[str, Job] = {
     "verify": verify,
     "copy": copy,
     "compare": compare,
+    "compare_migrated": compare_migrated,
     "stats": stats,
     "sweep": sweep,
     "export": export,
+    "survey": survey,
+    "rewrite": rewrite,
 }
 
 
 def _meta(snapshot: ReadTransaction) -> dict[str, str]:
     return {key.decode("ascii", "replace"): value.decode("ascii", "replace") for key, value in snapshot.each("meta")}
+
+
+def _series(version: str) -> list[str]:
+    """What the data formats of two engines that have the same of it have in common."""
+    return version.split(".")[:2]
 
 
 def _sync(descriptor: int) -> None:

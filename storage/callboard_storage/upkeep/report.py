@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from callboard_protocol.base import Frozen
 
+MOST_PROBLEMS = 1000
+"""How many of one reader's problems a report holds."""
+
 
 class Problem(Frozen):
     """Something in a store that is not as it should be.
@@ -74,6 +77,45 @@ class CompactReport(Frozen):
     rows: int
     chunks_removed: int
     seconds: float
+
+
+class MigrateReport(Frozen):
+    """What migration did.
+
+    Attributes:
+        path: the data directory.
+        is_migrated: whether there was anything to do.
+        from_engine: the engine that had made the file.
+        engine: this release's.
+        from_format: the store format it had.
+        format: this release's.
+        rows: rows in all tables, compared one by one before the files were swapped.
+        upgraded: those of them that an earlier schema had, rewritten as this release writes them.
+        problems: those that could not be read, and were copied as they are; at most 1,000.
+        more_problems: how many others there were.
+        bytes_before: size of the data file before.
+        bytes_after: its size now.
+        seconds: how long it took.
+    """
+
+    path: str
+    is_migrated: bool
+    from_engine: str
+    engine: str
+    from_format: str
+    format: str
+    rows: int
+    upgraded: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    problems: tuple[Problem, ...] = ()
+    more_problems: int = 0
+
+    @property
+    def unreadable(self) -> int:
+        """How many records could not be read."""
+        return len(self.problems) + self.more_problems
 
 
 class BackupReport(Frozen):

@@ -14,13 +14,10 @@ from pathlib import Path
 from callboard_protocol.errors import StoreOpenError, StoreVersionError
 from callboard_storage.doors import DATA_FILE
 from callboard_storage.upkeep import child, turns
-from callboard_storage.upkeep.report import Problem, VerifyReport
+from callboard_storage.upkeep.report import MOST_PROBLEMS, Problem, VerifyReport
 from callboard_storage.upkeep.walk import TABLES
 
 logger = logging.getLogger(__name__)
-
-MOST_PROBLEMS = 1000
-"""How many of one reader's problems a report holds."""
 
 BYTES_WORTH_SHARING = 64 * 1024 * 1024
 """A smaller file is walked by one reader: starting a second takes longer than it saves."""

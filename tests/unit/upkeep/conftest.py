@@ -131,3 +131,9 @@ def filled(tmp_path: Path, keeper: Keeper) -> Path:
 
     keeper.at(tmp_path / "data", fill)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def of_lmdb_1_0(filled: Path, as_lmdb_1_0: Callable[[Path], Path]) -> Path:
+    """The same rows in a file that LMDB 1.0 made."""
+    return as_lmdb_1_0(filled)

@@ -1,0 +1,117 @@
+"""Migration: what another engine or an earlier release left becomes a directory of ours, row by row."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from callboard_protocol.errors import StoreInUseError, StoreOpenError, StoreVersionError
+from callboard_storage import upkeep
+from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.upkeep.migrating import KEPT, STAGING
+
+
+def flip(value: bytes) -> bytes:
+    return value[:-1] + bytes([value[-1] ^ 1])
+
+
+def test_a_directory_of_another_engine_becomes_one_of_ours(of_lmdb_1_0, filled, keeper):
+    with pytest.raises(StoreVersionError, match=r"written by LMDB 1\.0") as refused:
+        keeper.at(of_lmdb_1_0, lambda _: asyncio.sleep(0))
+    assert f"callboard store migrate {of_lmdb_1_0}" in refused.value.hint
+    told: list[tuple[int, int]] = []
+    report = upkeep.migrate(of_lmdb_1_0, progress=lambda done, total: told.append((done, total)))
+    assert (report.is_migrated, report.upgraded, report.unreadable) == (True, 0, 0)
+    assert report.from_engine.startswith("1.0.")
+    assert report.engine.startswith("0.9.")
+    assert keeper.rows(of_lmdb_1_0) == keeper.rows(filled)
+    assert report.rows == sum(len(rows) for rows in keeper.rows(filled).values())
+    assert told
+    assert upkeep.verify(of_lmdb_1_0).is_sound
+    assert sorted(path.name for path in of_lmdb_1_0.iterdir() if path.name.startswith((".", "data"))) == ["data.mdb"]
+    keeper.at(of_lmdb_1_0, lambda store: keeper.add(store, "four"))
+    assert upkeep.verify(of_lmdb_1_0).sessions == 4
+
+
+def test_migrating_what_is_up_to_date_changes_nothing(filled):
+    before = (filled / "data.mdb").stat()
+    report = upkeep.migrate(filled)
+    assert not report.is_migrated
+    after = (filled / "data.mdb").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_migrating_twice_is_harmless(of_lmdb_1_0, keeper):
+    assert upkeep.migrate(of_lmdb_1_0).is_migrated
+    rows = keeper.rows(of_lmdb_1_0)
+    assert not upkeep.migrate(of_lmdb_1_0).is_migrated
+    assert keeper.rows(of_lmdb_1_0) == rows
+
+
+def test_what_cannot_be_read_is_copied_as_it_is(filled, keeper, as_lmdb_1_0):
+    keeper.change(filled, "log", lambda transaction, rows: transaction.put(rows[1][0], flip(rows[1][1])))
+    before = keeper.rows(filled)
+    directory = as_lmdb_1_0(filled)
+    report = upkeep.migrate(directory)
+    assert (report.is_migrated, report.unreadable) == (True, 1)
+    assert keeper.rows(directory) == before
+    assert [problem.key for problem in upkeep.verify(directory).problems] == ["one#1"]
+
+
+def test_tables_that_only_a_newer_release_knows_go_along(filled, keeper, as_lmdb_1_0):
+    add_table(filled, b"novelties", {b"a": b"1", b"b": b"2"})
+    directory = as_lmdb_1_0(filled)
+    upkeep.migrate(directory)
+    assert table(directory, b"novelties") == {b"a": b"1", b"b": b"2"}
+
+
+def test_tables_that_only_a_newer_release_knows_bother_nobody(filled, keeper):
+    for number in range(20):
+        add_table(filled, b"novelty-%d" % number, {b"a": b"1"})
+    keeper.at(filled, lambda store: keeper.add(store, "four"))
+    assert upkeep.verify(filled).is_sound
+    assert upkeep.stats(filled).rows["novelty-7"] == 1
+    upkeep.compact(filled)
+    assert table(filled, b"novelty-7") == {b"a": b"1"}
+
+
+def test_an_open_directory_is_not_migrated(filled, keeper):
+    async def work(_: LmdbStore) -> None:
+        with pytest.raises(StoreInUseError, match="is in use by"):
+            await asyncio.to_thread(upkeep.migrate, filled)
+
+    keeper.at(filled, work)
+
+
+def test_nothing_there_is_an_error(tmp_path):
+    with pytest.raises(StoreOpenError, match="holds no store"):
+        upkeep.migrate(tmp_path / "nowhere")
+
+
+def test_a_newer_format_is_not_migrated_back(filled, keeper):
+    keeper.change(filled, "meta", lambda transaction, _: transaction.put(b"format", b"99"))
+    with pytest.raises(StoreVersionError, match="format 99"):
+        upkeep.migrate(filled)
+    assert not (filled / STAGING).exists()
+    assert not (filled / KEPT).exists()
+
+
+def add_table(directory: Path, name: bytes, rows: dict[bytes, bytes]) -> None:
+    environment = lmdb.open(str(directory), map_size=1 << 30, max_dbs=64)
+    database = environment.open_db(name)
+    with environment.begin(write=True, db=database) as transaction:
+        for key, value in rows.items():
+            transaction.put(key, value)
+    environment.close()
+
+
+def table(directory: Path, name: bytes) -> dict[bytes, bytes]:
+    environment = lmdb.open(str(directory), map_size=1 << 30, max_dbs=64)
+    database = environment.open_db(name, create=False)
+    with environment.begin(db=database) as transaction:
+        rows = dict(transaction.cursor())
+    environment.close()
+    return rows

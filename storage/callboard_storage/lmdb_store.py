@@ -216,11 +216,13 @@ class LmdbStore:
         return not self._seen_alive <= {self._own_id}
 
     async def others_died(self) -> bool:
-        """Whether an owner that was alive at the last look no longer is."""
+        """Whether there may be runs to claim."""
+        rows = await self._read_on_thread(reading.owners_of_unfinished)
         living = self._opened().owners.living()
         have_died = not self._seen_alive <= living
         self._seen_alive = living
-        return have_died
+        # Who came and died between two looks was never seen alive; what it left names it all the same.
+        return have_died or any(owner not in living for _, owner in rows)
 
     async def carried_elsewhere(self, run_id: str) -> bool:
         """Whether a run has not ended and is another open store's, which is alive."""

@@ -346,7 +346,9 @@ class Store(Protocol):
         ...
 
     async def others_died(self) -> bool:
-        """Whether an owner that was alive at the last look, or at a claim, no longer is: there may be runs to claim."""
+        """Whether there may be runs to claim: an owner that was alive at the last look, or at a claim, no longer is, or
+        an unfinished run is nobody's who is alive.
+        """
         ...
 
     async def carried_elsewhere(self, run_id: str) -> bool:

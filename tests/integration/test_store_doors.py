@@ -543,6 +543,38 @@ async def test_another_process_shares_the_directory_but_not_its_locked_sessions(
             assert await length(store) == 2
 
 
+async def test_a_run_is_claimed_of_a_process_that_came_and_died_between_two_looks(directory):
+    async with opened(directory) as store:
+        assert await store.others_died() is False
+        gone = running(
+            """
+            from callboard_protocol.runs import RunRequest
+            from callboard_protocol.sessions import RunEntry
+            from callboard_protocol.states import RunState
+
+            async def main():
+                store = LmdbStore(sys.argv[1], map_size=1 << 30)
+                await store.open()
+                batch = store.batch("session")
+                request = RunRequest(agent_id="agent", session_id="session", run_id="left", input_text="hello")
+                batch.put_run(RunEntry(request=request, request_digest=b"d", state=RunState.QUEUED, order=1))
+                loop = asyncio.get_running_loop()
+                answer = loop.create_future()
+                store.commit(batch, None, loop, answer.set_result)
+                assert await answer is None
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            asyncio.run(main())
+            """,
+            directory,
+        )
+        with gone:
+            assert await asyncio.to_thread(gone.wait) == -signal.SIGKILL
+        assert await store.others_died() is True
+        assert [entry.run_id for entry in await store.claim_unfinished()] == ["left"]
+        assert await store.others_died() is False
+
+
 async def test_a_directory_that_is_removed_while_open_takes_no_more_commits(directory):
     async with opened(directory) as store:
         await append(store)

@@ -1,4 +1,4 @@
-"""Two releases take turns at one directory: neither loses, fails or repeats what the other did."""
+"""Two releases on one directory, in turn and at once: neither loses, fails or repeats what the other did."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 NEXT_RELEASE = Path(__file__).parent / "next_release"
 
@@ -22,11 +22,18 @@ async def act(name):
         notes.write(name + "\\n")
     return name
 
+async def text_of(size):
+    return "x" * size
+
 async def pattern(ctx):
     await ctx.step("first", act, f"first of {ctx.run_id}")
     if ctx.attempt == 1 and ctx.input_text == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     await ctx.step("second", act, f"second of {ctx.run_id}")
+    if ctx.input_text == "large":
+        await ctx.step("stays large", text_of, 1_000_000)
+        await ctx.step("swells", text_of, 10)
+        await ctx.step("shrinks", text_of, 300_000)
     return f"done at attempt {ctx.attempt}"
 
 agent = Agent("worker", pattern=pattern)
@@ -37,6 +44,12 @@ async def main():
 
 async def begin(runtime):
     return (await runtime.run(agent, "x", run_id="begun", session_id="old")).output
+
+async def begin_large(runtime):
+    return (await runtime.run(agent, "large", run_id="large", session_id="old")).output
+
+async def sizes(runtime):
+    return {step.name.split(" (")[0]: len(step.value) for step in (await runtime.runs.steps("large"))[2:]}
 
 async def leave_one(runtime):
     await runtime.run(agent, "x", run_id="before", session_id="new")
@@ -70,6 +83,20 @@ async def go_on(runtime):
     result = await runtime.run(agent, "x", run_id="next", session_id="old")
     return [result.output, (await runtime.sessions.get("old")).run_count]
 
+async def stay(runtime):
+    print("open", flush=True)
+    while not runtime.stats().parked:
+        await asyncio.sleep(0.01)
+    mine = await runtime.run(agent, "x", run_id="mine", session_id="mine")
+    print("parked", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    return [mine.output, (await runtime.wait("left")).stop_reason, runtime.stats().parked]
+
+async def follow(runtime):
+    await runtime.run(agent, "x", run_id="beside", session_id="mine")
+    print("worked beside it", flush=True)
+    return [(await runtime.wait("left")).output, (await runtime.sessions.get("new")).run_count]
+
 async def finish(runtime):
     return [(await runtime.wait("left")).output, (await runtime.sessions.get("new")).run_count]
 
@@ -77,19 +104,66 @@ asyncio.run(main())
 """
 
 
-def live(directory: Path, task: str, *, is_next: bool = False, dies: bool = False) -> Any:
-    """Do a task with the directory open, in a process of this release or of the next."""
+def environment(*, is_next: bool) -> dict[str, str]:
+    """The environment of a process of this release or of the next."""
     path = os.pathsep.join([str(NEXT_RELEASE)] * is_next + [one for one in sys.path if one])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class Worker:
+    """A process that does a task with the directory open.
+
+    Args:
+        directory: the data directory.
+        task: the name of one of the functions above.
+        is_next: whether it is of the next release.
+    """
+
+    def __init__(self, directory: Path, task: str, *, is_next: bool = False) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(directory), task],
+            env=environment(is_next=is_next),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def says(self) -> str:
+        """Its next line; empty where it has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def answer(self, *, dies: bool = False) -> Any:
+        """What its task returned, once it has ended."""
+        out, complaints = self._process.communicate(timeout=60)
+        assert (self._process.returncode < 0) == dies, complaints
+        return None if dies else json.loads(out)
+
+
+def live(directory: Path, task: str, *, is_next: bool = False, dies: bool = False) -> Any:
+    """Do a task from beginning to end."""
+    with Worker(directory, task, is_next=is_next) as worker:
+        return worker.answer(dies=dies)
+
+
+def command(name: str, directory: Path) -> Any:
+    """What a command of the next release prints about the directory."""
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, str(directory), task],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "callboard.cli.main", "store", name, str(directory), "--json"],
+        env=environment(is_next=True),
+        stdout=subprocess.PIPE,
         timeout=60,
-        check=False,
+        check=True,
     )
-    assert (done.returncode < 0) == dies, done.stderr
-    return None if dies else json.loads(done.stdout)
+    return json.loads(done.stdout)
 
 
 def test_the_next_release_reads_what_this_one_wrote(tmp_path):
@@ -121,30 +195,43 @@ def test_the_older_release_leaves_alone_what_it_cannot_read_and_the_newer_carrie
     assert sorted(notes) == sorted(set(notes)), "a completed step ran twice"
 
 
+def test_both_at_once_the_newer_carries_a_run_on_when_the_older_is_gone(tmp_path):
+    directory = tmp_path / "data"
+    with Worker(directory, "stay") as older:
+        assert older.says() == "open"
+        live(directory, "leave_one", is_next=True, dies=True)
+        # The older one takes over what the dead one left, cannot read it, and goes on with its own work.
+        assert older.says() == "parked"
+        with Worker(directory, "follow", is_next=True) as newer:
+            # In the session that the older one still has at hand.
+            assert newer.says() == "worked beside it"
+            assert older.answer() == ["done at attempt 1", "interrupted", 1]
+            assert newer.answer() == ["done at attempt 2", 2]
+    notes = Path(f"{directory}.notes").read_text().splitlines()
+    assert sorted(notes) == sorted(set(notes)), "a completed step ran twice"
+
+
 def test_migrating_rewrites_what_an_earlier_release_wrote(tmp_path):
     directory = tmp_path / "data"
     live(directory, "begin")
-    path = os.pathsep.join([str(NEXT_RELEASE), *(one for one in sys.path if one)])
-    migrate = [sys.executable, "-m", "callboard.cli.main", "store", "migrate", str(directory), "--json"]
-    reports = [
-        json.loads(
-            subprocess.run(
-                migrate,
-                env={**os.environ, "PYTHONPATH": path},
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            ).stdout
-        )
-        for _ in range(2)
-    ]
+    before = command("stats", directory)["rows"]
+    reports = [command("migrate", directory) for _ in range(2)]
     assert [report["is_migrated"] for report in reports] == [True, False]
     assert (reports[0]["upgraded"], reports[0]["problems"]) == (2, [])
-    verified = subprocess.run(
-        [sys.executable, "-m", "callboard.cli.main", "store", "verify", str(directory)],
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=60,
-        check=False,
-    )
-    assert verified.returncode == 0
+    assert command("stats", directory)["rows"] == {**before, "novelties": 0}
+    assert command("verify", directory)["problems"] == []
+
+
+def test_migrating_puts_large_values_into_chunks_or_rows_as_their_new_size_asks(tmp_path):
+    directory = tmp_path / "data"
+    live(directory, "begin_large")
+    assert live(directory, "sizes") == {"stays large": 1_000_000, "swells": 10, "shrinks": 300_000}
+    assert command("stats", directory)["rows"]["blobs"] == 4 + 2
+    report = command("migrate", directory)
+    assert (report["upgraded"], report["problems"]) == (5, [])
+    assert command("stats", directory)["rows"]["blobs"] == 4 + 1
+    verified = command("verify", directory)
+    assert (verified["problems"], verified["unreferenced_chunks"]) == ([], 0)
+    sizes = {"stays large": 1_000_000, "swells": 100_000, "shrinks": 10}
+    assert live(directory, "sizes", is_next=True) == sizes
+    assert command("migrate", directory)["is_migrated"] is False

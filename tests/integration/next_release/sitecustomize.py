@@ -17,7 +17,9 @@ STEP_COMPLETED = 3
 
 
 def _from_first(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "name": f"{body.get('name', '')} (as version 1 wrote it)"}
+    name = body.get("name", "")
+    changed = {"swells": {"value": "x" * 100_000}, "shrinks": {"value": "x" * 10}}.get(name, {})
+    return {**body, **changed, "name": f"{name} (as version 1 wrote it)"}
 
 
 _SECOND = [Schema(one.id, 2, one.model, {1: _from_first}) if one.id == STEP_COMPLETED else one for one in SCHEMAS]

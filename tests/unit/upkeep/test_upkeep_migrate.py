@@ -61,6 +61,15 @@ def test_what_cannot_be_read_is_copied_as_it_is(filled, keeper, as_lmdb_1_0):
     assert [problem.key for problem in upkeep.verify(directory).problems] == ["one#1"]
 
 
+def test_what_else_meta_holds_goes_along_such_as_the_last_fencing_token(filled, as_lmdb_1_0):
+    add_table(filled, b"meta", {b"something": b"else"})
+    directory = as_lmdb_1_0(filled)
+    upkeep.migrate(directory)
+    before, after = table(filled, b"meta"), table(directory, b"meta")
+    assert after == {**before, b"engine": after[b"engine"]}
+    assert b"something" in after
+
+
 def test_tables_that_only_a_newer_release_knows_go_along(filled, keeper, as_lmdb_1_0):
     add_table(filled, b"novelties", {b"a": b"1", b"b": b"2"})
     directory = as_lmdb_1_0(filled)

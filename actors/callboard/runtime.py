@@ -163,11 +163,14 @@ class Runtime:
             with contextlib.suppress(ActorError):
                 await directory.supervisor.ask(DrainRuns(within=self._drain_timeout), timeout=None)
             directory.announce("runtime.shutdown_completed", {"duration": time.monotonic() - began})
-            await system.stop()
         finally:
-            self._end_watch()
-            await directory.store.close()
-            self._directory = None
+            # Also where closing is cancelled: what still runs must not meet a store that is closed already.
+            try:
+                await system.stop()
+            finally:
+                self._end_watch()
+                await directory.store.close()
+                self._directory = None
 
     def _restarted(self, restart: ActorRestart) -> None:
         """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""

@@ -33,6 +33,7 @@ from callboard import (
 )
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.locks import DirectoryTurn
+from callboard_storage.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -444,3 +445,34 @@ async def test_a_directory_that_is_being_replaced_is_refused_until_it_is_not(
 async def test_what_is_no_store_is_refused_by_start(echo: Any, refused: Any) -> None:
     with refused(UsageError, "store=7 is no store", hint="a directory, or None"):
         await Runtime([echo], store=7).start()  # type: ignore[arg-type]
+
+
+async def test_a_closing_that_is_cancelled_stops_the_actors_before_it_closes_the_store() -> None:
+    closed_with: list[bool] = []
+
+    class Watched(MemoryStore):
+        async def close(self) -> None:
+            closed_with.append(supervisor.is_alive())
+            await super().close()
+
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def wait(ctx: RunContext[None]) -> str:
+        begun.set()
+        await release.wait()
+        return "done"
+
+    runtime = Runtime([Agent("waiter", pattern=wait)], store=Watched(), drain_timeout=60)
+    await runtime.start()
+    supervisor = runtime._open.supervisor
+    await runtime.submit("waiter", "x")
+    await begun.wait()
+    closing = asyncio.create_task(runtime.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert closed_with == [False]
+    with pytest.raises(RuntimeClosedError):
+        runtime.stats()
+    release.set()

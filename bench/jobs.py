@@ -32,6 +32,7 @@ class Size:
     """Run and parked first where live objects are counted: enough to fill caches of a few thousand entries."""
     resident_threads: int = 2_000
     unfinished_runs: int = 10_000
+    sessions_on_disk: int = 100_000
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Size":
@@ -54,6 +55,7 @@ QUICK = Size(
     warm_sessions=200,
     resident_threads=200,
     unfinished_runs=300,
+    sessions_on_disk=2_000,
 )
 
 

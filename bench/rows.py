@@ -300,6 +300,7 @@ def _latency(size: Size) -> Row:
 def _recovery(size: Size) -> Row:
     resume = f"{CALLBOARD}, a run of {2 * size.long_rounds:,} recorded steps"
     start = f"{CALLBOARD}, {size.unfinished_runs:,} unfinished runs"
+    many = f"{CALLBOARD}, {size.sessions_on_disk:,} sessions on disk"
     return Row(
         id="recovery",
         title="After a kill: until a long run goes on, until a runtime with many unfinished runs is ready",
@@ -308,9 +309,14 @@ def _recovery(size: Size) -> Row:
             Metric("resume_ms", "first new step", "ms"),
             Metric("all_done_ms", "all of them done", "ms"),
         ),
-        contenders=(Contender(resume, "recovery:long_run"), Contender(start, "recovery:many_runs")),
+        contenders=(
+            Contender(resume, "recovery:long_run"),
+            Contender(start, "recovery:many_runs"),
+            Contender(many, "recovery:many_sessions"),
+        ),
         claims=(
             Claim("ms until the first new step", Figure(resume, "resume_ms"), at_most=100),
             Claim("ms until ready", Figure(start, "ready_ms"), at_most=2_000),
+            Claim("ms until ready, however many sessions are on disk", Figure(many, "ready_ms"), at_most=1_000),
         ),
     )

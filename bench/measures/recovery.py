@@ -1,7 +1,7 @@
 """Row ``recovery``: how soon runs go on after the process that ran them was killed.
 
 The state on disk is made by a real crash: a process of its own fills the directory and kills itself in the middle of a
-model call (``python -m bench.measures.recovery long|many STORE COUNT``).
+model call (``python -m bench.measures.recovery long|many|sessions STORE COUNT``).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from callboard import ModelRequest, ModelResponse, Runtime, RuntimeLimits
 LONG_RUN = "long-run"
 AT_ONCE = 500
 """Runs submitted together: their commits are shared, or the preparation would take minutes."""
-PREPARATION_SECONDS = 120
+PREPARATION_SECONDS = 240
 
 
 async def long_run(job: Job) -> Measurement:
@@ -62,6 +62,23 @@ async def many_runs(job: Job) -> Measurement:
         message = f"{recovered} of {count} runs were recovered, and {wrong} did not answer as they should"
         raise AssertionError(message)
     return Measurement({"ready_ms": 1e3 * (ready - began), "all_done_ms": 1e3 * (finished - began)})
+
+
+async def many_sessions(job: Job) -> Measurement:
+    """Milliseconds until a runtime has started on a directory of many sessions, none of which has anything to do."""
+    count = job.size.sessions_on_disk
+    store = job.room("data") / "store"
+    _crash("sessions", store, count)
+    runtime = Runtime([bench_agent(Script(Work(rounds=0)))], store=store)
+    began = time.perf_counter()
+    await runtime.start()
+    ready = time.perf_counter()
+    found = len(await runtime.sessions.list())
+    await runtime.aclose()
+    if found != count:
+        message = f"{found} of {count} sessions are there"
+        raise AssertionError(message)
+    return Measurement({"ready_ms": 1e3 * (ready - began)})
 
 
 def _crash(kind: str, store: Path, count: int) -> None:
@@ -116,6 +133,20 @@ async def _leave_many_runs(store: Path, count: int) -> None:
         _die()
 
 
+async def _leave_many_sessions(store: Path, count: int) -> None:
+    """Die with many sessions on disk, each with a run that has ended."""
+    agent = bench_agent(Script(Work(rounds=0)))
+    async with Runtime([agent], store=store, limits=roomy_limits()) as runtime:
+        for start in range(0, count, AT_ONCE):
+            await asyncio.gather(
+                *(
+                    runtime.run(agent, user_input(f"s-{index}"), session_id=f"s-{index}")
+                    for index in range(start, min(start + AT_ONCE, count))
+                )
+            )
+        _die()
+
+
 if __name__ == "__main__":
-    leave = {"long": _leave_long_run, "many": _leave_many_runs}[sys.argv[1]]
+    leave = {"long": _leave_long_run, "many": _leave_many_runs, "sessions": _leave_many_sessions}[sys.argv[1]]
     asyncio.run(leave(Path(sys.argv[2]), int(sys.argv[3])))

@@ -33,6 +33,8 @@ class Size:
     resident_threads: int = 2_000
     unfinished_runs: int = 10_000
     sessions_on_disk: int = 100_000
+    upkeep_bytes: int = 128 * 1024 * 1024
+    """How much a directory holds that is verified or backed up."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Size":
@@ -56,6 +58,7 @@ QUICK = Size(
     resident_threads=200,
     unfinished_runs=300,
     sessions_on_disk=2_000,
+    upkeep_bytes=4 * 1024 * 1024,
 )
 
 

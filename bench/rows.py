@@ -105,6 +105,8 @@ def build_rows(size: Size) -> tuple[Row, ...]:
         _residence(size),
         _latency(size),
         _recovery(size),
+        _guards(size.work),
+        _upkeep(),
     )
 
 
@@ -318,5 +320,52 @@ def _recovery(size: Size) -> Row:
             Claim("ms until the first new step", Figure(resume, "resume_ms"), at_most=100),
             Claim("ms until ready", Figure(start, "ready_ms"), at_most=2_000),
             Claim("ms until ready, however many sessions are on disk", Figure(many, "ready_ms"), at_most=1_000),
+        ),
+    )
+
+
+def _guards(work: Work) -> Row:
+    guards = "guards_us"
+    return Row(
+        id="guards",
+        title=f"What frames and fences cost of a durable step, {work.sessions} sessions at once",
+        metrics=(
+            Metric(guards, "frames and fences", "µs"),
+            Metric("frame_us", "frames", "µs"),
+            Metric("fence_us", "fences", "µs"),
+            Metric("with_encoding_us", "with encoding", "µs"),
+            Metric("step_us", "step", "µs"),
+        ),
+        contenders=(Contender(CALLBOARD, "guards:share_of_a_step", "callboard_peer:durable"),),
+        claims=(Claim("share of a step", Figure(CALLBOARD, guards), Figure(CALLBOARD, "step_us"), at_most=0.15),),
+    )
+
+
+def _upkeep() -> Row:
+    rate = "verify_mb_per_s"
+    small, large = f"{CALLBOARD}, records of 200 bytes", f"{CALLBOARD}, records of 900 bytes"
+    beside = f"{CALLBOARD}, commits beside a backup"
+    return Row(
+        id="upkeep",
+        title="Upkeep: a whole verification, and commits while a backup is made",
+        metrics=(
+            Metric(rate, "verified", "MB/s"),
+            Metric("p99_us", "p99 of a commit", "µs", 0),
+            Metric("p99_beside_us", "p99 beside the backup", "µs", 0),
+        ),
+        contenders=(
+            Contender(small, "upkeep:verify_small"),
+            Contender(large, "upkeep:verify_large"),
+            Contender(beside, "upkeep:backup"),
+        ),
+        claims=(
+            Claim("MB/s verified, records of 200 bytes", Figure(small, rate), at_least=100),
+            Claim("MB/s verified, records of 900 bytes", Figure(large, rate), at_least=100),
+            Claim(
+                "p99 of a commit beside a backup, over without",
+                Figure(beside, "p99_beside_us"),
+                Figure(beside, "p99_us"),
+                at_most=3,
+            ),
         ),
     )

@@ -52,11 +52,12 @@ async def percentiles(job: Job) -> Measurement:
     metrics = {}
     for level, seconds in clock.seconds.items():
         if level:
-            metrics[f"p50_us_at_{level}"] = 1e6 * _percentile(seconds, 0.50)
-            metrics[f"p99_us_at_{level}"] = 1e6 * _percentile(seconds, 0.99)
+            metrics[f"p50_us_at_{level}"] = 1e6 * percentile(seconds, 0.50)
+            metrics[f"p99_us_at_{level}"] = 1e6 * percentile(seconds, 0.99)
     return Measurement(metrics)
 
 
-def _percentile(values: list[float], share: float) -> float:
+def percentile(values: list[float], share: float) -> float:
+    """The value that ``share`` of them do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from callboard_protocol.errors import StoreError, StoreInUseError
 from callboard_protocol.records import StepCompleted
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
@@ -18,6 +22,8 @@ from callboard_storage.store import Fence
 from callboard_storage.upkeep.migrating import KEPT, STAGING
 
 RECORDS = 50
+LARGE = 6
+"""Records of 2 MB: more than one transaction of a migration takes, so that it is killed between two."""
 
 MIGRATOR = """
 import os, signal, sys
@@ -27,18 +33,26 @@ def reached(point):
     if point == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-migrate(sys.argv[1], reached=reached)
+migrate(sys.argv[1], reached=reached, progress=lambda done, total: reached("writing"))
 """
 
 
-async def append(directory: Path, session_id: str, records: int) -> None:
+async def append(directory: Path, session_id: str, records: int, large: int = 0) -> None:
     store = LmdbStore(directory, map_size=1 << 30)
     await store.open()
     loop = asyncio.get_running_loop()
     batch = store.batch(session_id)
     for ordinal in range(records):
         batch.append(
-            ordinal, StepCompleted(run_id="run", ordinal=ordinal, at=1.0, step=str(ordinal), kind="tool", value="x")
+            ordinal,
+            StepCompleted(
+                run_id="run",
+                ordinal=ordinal,
+                at=1.0,
+                step=str(ordinal),
+                kind="tool",
+                value="x" * (2_000_000 if ordinal < large else 1),
+            ),
         )
     written = loop.create_future()
     store.commit(batch, Fence(-1), loop, written.set_result)
@@ -46,11 +60,22 @@ async def append(directory: Path, session_id: str, records: int) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("point", ["begun", "copied", "compared", "kept", "swapped", "synced"])
+def migrated(directory: Path) -> upkeep.MigrateReport:
+    """Migrate once the child of one that was killed has noticed, which keeps its turn at the directory until then."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return upkeep.migrate(directory)
+        except StoreInUseError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("point", ["begun", "writing", "copied", "compared", "kept", "swapped", "synced"])
 def test_a_migration_killed_at_any_point_leaves_one_whole_file(
     tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path], point: str
 ) -> None:
-    asyncio.run(append(tmp_path / "data", "session", RECORDS))
+    asyncio.run(append(tmp_path / "data", "session", RECORDS, LARGE))
     directory = as_lmdb_1_0(tmp_path / "data")
     before = (directory / "data.mdb").stat().st_ino
     done = subprocess.run([sys.executable, "-c", MIGRATOR, str(directory), point], timeout=60, check=False)
@@ -58,7 +83,7 @@ def test_a_migration_killed_at_any_point_leaves_one_whole_file(
     is_old = (directory / "data.mdb").stat().st_ino == before
     assert is_old == (point not in {"swapped", "synced"})
     assert (directory / KEPT).exists() == (point in {"kept", "swapped", "synced"})
-    assert upkeep.migrate(directory).is_migrated == is_old
+    assert migrated(directory).is_migrated == is_old
     assert not (directory / STAGING).exists()
     assert not (directory / KEPT).exists()
     asyncio.run(append(directory, "later", 1))
@@ -67,12 +92,31 @@ def test_a_migration_killed_at_any_point_leaves_one_whole_file(
     assert report.rows["log"] == RECORDS + 1
 
 
-@pytest.mark.parametrize("point", ["swapped", "synced"])
 def test_a_directory_opens_at_once_where_a_migration_was_killed_behind_the_swap(
-    tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path], point: str
+    tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path]
 ) -> None:
-    asyncio.run(append(tmp_path / "data", "session", RECORDS))
+    asyncio.run(append(tmp_path / "data", "session", RECORDS, LARGE))
     directory = as_lmdb_1_0(tmp_path / "data")
-    subprocess.run([sys.executable, "-c", MIGRATOR, str(directory), point], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", MIGRATOR, str(directory), "swapped"], timeout=60, check=False)
     asyncio.run(append(directory, "later", 1))
     assert upkeep.verify(directory).rows["log"] == RECORDS + 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="finds the child in /proc")
+def test_a_migration_whose_child_is_killed_keeps_the_old_file(
+    tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path]
+) -> None:
+    asyncio.run(append(tmp_path / "data", "session", RECORDS, LARGE))
+    directory = as_lmdb_1_0(tmp_path / "data")
+    before = (directory / "data.mdb").read_bytes()
+
+    def kill(done: int, total: int) -> None:
+        children = f"/proc/self/task/{threading.get_native_id()}/children"
+        for child in Path(children).read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+
+    with pytest.raises(StoreError, match="the reader was ended by SIGKILL"):
+        upkeep.migrate(directory, progress=kill)
+    assert (directory / "data.mdb").read_bytes() == before
+    assert not (directory / STAGING).exists()
+    assert upkeep.migrate(directory).rows > RECORDS

@@ -24,7 +24,7 @@ def test_a_directory_of_another_engine_becomes_one_of_ours(of_lmdb_1_0, filled, 
     assert f"callboard store migrate {of_lmdb_1_0}" in refused.value.hint
     told: list[tuple[int, int]] = []
     report = upkeep.migrate(of_lmdb_1_0, progress=lambda done, total: told.append((done, total)))
-    assert (report.is_migrated, report.upgraded, report.unreadable) == (True, 0, 0)
+    assert (report.is_migrated, report.upgraded, report.problems) == (True, 0, ())
     assert report.from_engine.startswith("1.0.")
     assert report.engine.startswith("0.9.")
     assert keeper.rows(of_lmdb_1_0) == keeper.rows(filled)
@@ -56,9 +56,35 @@ def test_what_cannot_be_read_is_copied_as_it_is(filled, keeper, as_lmdb_1_0):
     before = keeper.rows(filled)
     directory = as_lmdb_1_0(filled)
     report = upkeep.migrate(directory)
-    assert (report.is_migrated, report.unreadable) == (True, 1)
+    assert [(problem.table, problem.key, problem.what) for problem in report.problems] == [
+        ("log", "one#1", "fails its checksum")
+    ]
     assert keeper.rows(directory) == before
     assert [problem.key for problem in upkeep.verify(directory).problems] == ["one#1"]
+
+
+def test_large_values_go_along_in_their_chunks(filled, keeper, as_lmdb_1_0):
+    keeper.at(filled, lambda store: keeper.add(store, "large", value="x" * 300_000))
+    before = keeper.rows(filled)
+    directory = as_lmdb_1_0(filled)
+    report = upkeep.migrate(directory)
+    assert report.problems == ()
+    assert report.rows == sum(len(rows) for rows in before.values())
+    assert keeper.rows(directory) == before
+    assert len(before["blobs"]) == 8
+    verified = upkeep.verify(directory)
+    assert (verified.problems, verified.unreferenced_chunks) == ((), 0)
+
+
+def test_a_record_with_a_damaged_chunk_is_copied_as_it_is(filled, keeper, as_lmdb_1_0):
+    keeper.at(filled, lambda store: keeper.add(store, "large", value="x" * 300_000))
+    keeper.change(filled, "blobs", lambda transaction, rows: transaction.put(rows[0][0], flip(rows[0][1])))
+    before = keeper.rows(filled)
+    directory = as_lmdb_1_0(filled)
+    (problem,) = upkeep.migrate(directory).problems
+    assert problem.session_id == "large"
+    assert "chunk 0 of its payload fails its checksum" in problem.what
+    assert keeper.rows(directory) == before
 
 
 def test_what_else_meta_holds_goes_along_such_as_the_last_fencing_token(filled, as_lmdb_1_0):

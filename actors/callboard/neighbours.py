@@ -86,12 +86,19 @@ class Neighbours:
             self._last_arrival = (await self._store.read_arrivals(None)).number
             self._calling = asyncio.get_running_loop().create_task(self._call(), name="roll call")
 
+    async def take_over_now(self) -> None:
+        """Take over what the dead have left, without waiting for the next roll call, if it is taken over at all."""
+        if self._recovers:
+            async with self._turn:
+                await self._someone_died()
+
     def close(self) -> None:
         """Look no more."""
         for task in (self._looking, self._calling):
             if task is not None:
                 task.cancel()
         self._looking = self._calling = None
+        self._recovers = False
 
     def _look(self) -> None:
         if self._looking is None:
@@ -137,9 +144,8 @@ class Neighbours:
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_ROLL_CALLS)
             try:
-                if await self._store.others_died() and self._recovers:
-                    async with self._turn:
-                        await self._someone_died()
+                if await self._store.others_died():
+                    await self.take_over_now()
                 await self._fetch_letters()
                 if self._store.has_company:
                     self._look()

@@ -269,13 +269,16 @@ class RunSupervisor(Actor[SupervisorCommand]):
     @handles(concurrent=True)
     async def follow(self, message: FollowRun) -> RunTicket | None:
         """Answers with the ticket of an unfinished run, whoever has it."""
-        ticket = self._tickets.get(message.run_id)
-        if ticket is None and await self._store.carried_elsewhere(message.run_id):
-            entry = await self._store.read_run(message.run_id)
-            if entry is not None and message.run_id not in self._tickets:
+        run_id = message.run_id
+        if run_id not in self._tickets and not await self._store.carried_elsewhere(run_id):
+            entry = await self._store.read_run(run_id)
+            if entry is not None and entry.state not in FINAL:
+                await self._neighbours.take_over_now()
+        if run_id not in self._tickets and await self._store.carried_elsewhere(run_id):
+            entry = await self._store.read_run(run_id)
+            if entry is not None and run_id not in self._tickets:
                 self._watch_elsewhere(self._ticket_of(entry))
-            ticket = self._tickets.get(message.run_id)
-        return ticket
+        return self._tickets.get(run_id)
 
     # ---- recovery
 

@@ -124,6 +124,15 @@ async def test_the_runs_of_a_killed_process_are_taken_over_unasked_and_before_th
     assert noted == ["held", "mine"]
 
 
+async def test_a_run_can_be_waited_for_as_soon_as_the_process_that_carried_it_is_gone(tmp_path: Path) -> None:
+    with another_process_holds(tmp_path) as other:
+        async with Runtime([worker([])], store=tmp_path) as runtime:
+            other.send_signal(signal.SIGKILL)
+            other.wait()
+            # Its death has not been noticed yet.
+            assert (await runtime.wait("held")).output == "by this one: held"
+
+
 async def test_the_same_run_submitted_in_two_processes_runs_once(tmp_path: Path) -> None:
     noted: list[str] = []
     with another_process_holds(tmp_path) as other:

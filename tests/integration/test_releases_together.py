@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,7 @@ class Worker:
     def answer(self, *, dies: bool = False) -> Any:
         """What its task returned, once it has ended."""
         out, complaints = self._process.communicate(timeout=60)
-        assert (self._process.returncode < 0) == dies, complaints
+        assert self._process.returncode == (-signal.SIGKILL if dies else 0), complaints
         return None if dies else json.loads(out)
 
 

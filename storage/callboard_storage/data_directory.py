@@ -21,7 +21,8 @@ from callboard_protocol.errors import ForkedError, StoreClosedError, StoreOpenEr
 from callboard_storage import doors
 from callboard_storage.ballast import Ballast
 from callboard_storage.fencing import Refusals
-from callboard_storage.lmdb_environment import LARGEST_MAP, LmdbEnvironment
+from callboard_storage.lmdb_engine import LARGEST_MAP
+from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.locks import DirectoryTurn, Owner, Owners, one_opens_at_a_time
 from callboard_storage.room import DEFAULT_FREE_BYTES, Room
 from callboard_storage.write_queue import WriteQueue

@@ -16,8 +16,9 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
-from callboard_storage.fencing import check_shape, claimable, holder_in, own, refuse_if_locked
-from callboard_storage.lmdb_environment import LongRead, ReadTransaction, WriteTransaction
+from callboard_storage.deletion import delete_rows
+from callboard_storage.fencing import check_shape, claimable, own
+from callboard_storage.lmdb_transactions import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.locks import Owner
 from callboard_storage.quarantine import Quarantine
 from callboard_storage.room import DEFAULT_FREE_BYTES, check_limits
@@ -139,7 +140,7 @@ class LmdbStore:
         """Have the writer look."""
         directory = self._opened()
         if not directory.room.has_room:
-            await self._operate("", _nothing)
+            await self._operate("", lambda _: None)
         return directory.room.has_room
 
     async def read_head(self, session_id: str) -> SessionHead | None:
@@ -279,14 +280,8 @@ class LmdbStore:
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""
-        prefix = keys.session_prefix(session_id)
-        owners = self._opened().owners
-
-        def delete(transaction: WriteTransaction) -> Deletion:
-            refuse_if_locked(session_id, holder_in(transaction.get("locks", prefix[:-1])), owners.is_alive)
-            return _delete(transaction, prefix)
-
-        deletion = await self._operate(session_id, delete)
+        is_alive = self._opened().owners.is_alive
+        deletion = await self._operate(session_id, lambda transaction: delete_rows(transaction, session_id, is_alive))
         self._quarantine.deleted(session_id, self._has_run)
         return deletion
 
@@ -407,30 +402,3 @@ def _release(directory: DataDirectory, owner: Owner) -> None:
 def _give_back(acquired: asyncio.Future[tuple[DataDirectory, Owner]]) -> None:
     if not acquired.cancelled() and acquired.exception() is None:
         _release(*acquired.result())
-
-
-def _nothing(_: WriteTransaction) -> int:
-    return 0
-
-
-def _delete(transaction: WriteTransaction, prefix: bytes) -> Deletion:
-    runs = chunks = 0
-    ended: set[bytes] = set()
-    for key, _ in transaction.snapshot().session_rows("session_runs", prefix):
-        run = key[len(prefix) :]
-        if transaction.snapshot().get("unfinished", run) is None:
-            ended.add(run)
-            transaction.delete("session_runs", key)
-            chunks += transaction.delete_prefix("blobs", keys.run_prefix(run))
-            runs += int(transaction.delete("runs", run))
-    transaction.delete("locks", prefix[:-1])
-    transaction.write("arrivals", [(key, b"") for key, run in transaction.snapshot().rows("arrivals") if run in ended])
-    return Deletion(
-        records=transaction.delete_prefix("log", prefix),
-        heads=int(transaction.delete("heads", prefix[:-1])),
-        checkpoints=transaction.delete_prefix("checkpoints", prefix),
-        memory=transaction.delete_prefix("memory", prefix),
-        runs=runs,
-        letters=transaction.delete_prefix("letters", prefix),
-        chunks=chunks + transaction.delete_prefix("blobs", prefix),
-    )

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from callboard_storage import chunks, codec
 from callboard_storage.batch import FrameBatch
 from callboard_storage.chunks import chunks_prefix, pieces
-from callboard_storage.lmdb_environment import WriteTransaction
+from callboard_storage.lmdb_transactions import WriteTransaction
 
 Rows: TypeAlias = list[tuple[bytes, bytes]]
 

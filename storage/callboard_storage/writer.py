@@ -22,7 +22,9 @@ from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.ballast import Ballast
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import Holder, Refusals, Verdict, expected_token, holder_in, judge
-from callboard_storage.lmdb_environment import LmdbEnvironment, ReadTransaction, WriteTransaction, translated
+from callboard_storage.lmdb_engine import translated
+from callboard_storage.lmdb_environment import LmdbEnvironment
+from callboard_storage.lmdb_transactions import ReadTransaction, WriteTransaction
 from callboard_storage.locks import Owners
 from callboard_storage.room import Room
 from callboard_storage.store import Fence, Lease

@@ -12,8 +12,8 @@ from writer import RECORDS_PER_BATCH, SESSIONS, Session, link_of, record
 
 from callboard_protocol.records import StepCompleted
 from callboard_storage import keys, reading
-from callboard_storage.lmdb_environment import ReadTransaction
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.lmdb_transactions import ReadTransaction
 from callboard_storage.upkeep.report import Problem
 from callboard_storage.upkeep.walk import TABLES, Walk
 

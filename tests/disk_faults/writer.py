@@ -21,7 +21,7 @@ from typing import Any
 
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
-from callboard_storage import doors, lmdb_environment
+from callboard_storage import doors, lmdb_engine
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.store import Fence
 
@@ -107,8 +107,8 @@ async def main(directory: str, batches: int) -> None:
 def spoil(how: str) -> None:
     """Break a promise on purpose."""
     if how == "no-sync":
-        safe = lmdb_environment.lmdb.Environment
-        lmdb_environment.lmdb.Environment = lambda path, **options: safe(path, **options, sync=False)  # type: ignore[misc,assignment]
+        safe = lmdb_engine.lmdb.Environment
+        lmdb_engine.lmdb.Environment = lambda path, **options: safe(path, **options, sync=False)  # type: ignore[misc,assignment]
     elif how == "no-names":
         doors.make_durable = lambda directory: None
     elif how:

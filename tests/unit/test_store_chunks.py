@@ -17,8 +17,8 @@ from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import MemoryEntry, RunEntry
 from callboard_protocol.states import RunState
 from callboard_storage import chunks, uploads
-from callboard_storage.lmdb_environment import LongRead, WriteTransaction
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.lmdb_transactions import LongRead, WriteTransaction
 from callboard_storage.store import Fence
 from callboard_storage.write_queue import Operation
 

@@ -20,9 +20,10 @@ import pytest
 from callboard_protocol.errors import CallboardError, FencedError, StoreError, StoreFullError
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
-from callboard_storage import lmdb_environment
-from callboard_storage.lmdb_environment import LmdbEnvironment, WriteTransaction
+from callboard_storage import lmdb_environment, lmdb_transactions
+from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_storage.room import MIB
 from callboard_storage.store import Fence
 from callboard_storage.write_queue import Operation
@@ -354,7 +355,7 @@ async def test_a_directory_that_cannot_be_opened_again_answers_with_errors(store
         raise lmdb.DiskError("mdb_txn_commit", 5)
 
     monkeypatch.setattr(WriteTransaction, "commit", fail)
-    monkeypatch.setattr(LmdbEnvironment, "_map", fail)
+    monkeypatch.setattr(lmdb_environment, "open_for_all", fail)
     first = await send(store, 0, "x")
     second = await send(store, 0, "x")
     assert isinstance(first, StoreError)
@@ -412,7 +413,7 @@ async def test_whatever_goes_wrong_every_batch_is_answered(store, monkeypatch, c
 
 
 async def test_an_operation_that_fails_says_so(store, monkeypatch):
-    monkeypatch.setattr(lmdb_environment.WriteTransaction, "delete_prefix", lambda *_: 1 // 0)
+    monkeypatch.setattr(lmdb_transactions.WriteTransaction, "delete_prefix", lambda *_: 1 // 0)
     assert await send(store, 0, "x") is None
     with pytest.raises(StoreError, match="ZeroDivisionError"):
         await store.delete_session("session")
@@ -461,7 +462,7 @@ async def test_at_the_quota_nothing_gets_in_but_a_deletion_and_then_there_is_roo
 def test_a_process_that_never_closes_its_store_ends_and_loses_nothing(tmp_path):
     script = """
 import asyncio, sys, time
-from callboard_storage.lmdb_environment import WriteTransaction
+from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_protocol.records import StepCompleted
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.store import Fence

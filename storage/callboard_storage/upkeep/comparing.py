@@ -8,7 +8,8 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError
 from callboard_storage import chunks, codec, keys
 from callboard_storage.chunks import HOLDING_TABLES
-from callboard_storage.lmdb_environment import ReadOnlyEnvironment, ReadTransaction
+from callboard_storage.lmdb_environment import ReadOnlyEnvironment
+from callboard_storage.lmdb_transactions import ReadTransaction
 from callboard_storage.upkeep.rewriting import Row, in_order, rows_taken_along
 
 

@@ -13,15 +13,9 @@ from typing import Any
 
 from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreOpenError, StoreVersionError
 from callboard_storage import chunks, data_file, doors
-from callboard_storage.lmdb_environment import (
-    ENGINE,
-    FORMAT_VERSION,
-    LmdbEnvironment,
-    ReadOnlyEnvironment,
-    ReadTransaction,
-    engine_version,
-    translated,
-)
+from callboard_storage.lmdb_engine import ENGINE, engine_version, translated
+from callboard_storage.lmdb_environment import FORMAT_VERSION, LmdbEnvironment, ReadOnlyEnvironment
+from callboard_storage.lmdb_transactions import ReadTransaction
 from callboard_storage.upkeep.comparing import same_records, same_rows
 from callboard_storage.upkeep.exporting import write_session
 from callboard_storage.upkeep.report import MOST_PROBLEMS, Problem

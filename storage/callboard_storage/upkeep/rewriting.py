@@ -10,7 +10,8 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.errors import DamagedRecordError
 from callboard_storage import chunks, codec, keys
 from callboard_storage.chunks import HOLDING_TABLES
-from callboard_storage.lmdb_environment import LmdbEnvironment, ReadOnlyEnvironment, ReadTransaction
+from callboard_storage.lmdb_environment import LmdbEnvironment, ReadOnlyEnvironment
+from callboard_storage.lmdb_transactions import ReadTransaction
 from callboard_storage.upkeep.report import Problem
 
 Row: TypeAlias = tuple[bytes, bytes]

@@ -13,7 +13,7 @@ from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, Session
 from callboard_protocol.states import UNFINISHED
 from callboard_storage import chunks, keys
 from callboard_storage.fencing import OWNER_BYTES, holder_in
-from callboard_storage.lmdb_environment import ReadTransaction
+from callboard_storage.lmdb_transactions import ReadTransaction
 from callboard_storage.upkeep.report import Problem
 
 ModelT = TypeVar("ModelT")

@@ -88,14 +88,14 @@ def migrate(path: Directory, *, as_json: AsJson = False) -> None:
         return
     if not as_json:
         _show(report.problems, report.more_problems)
-    notes = [f"{report.upgraded} were of an earlier schema"] if report.upgraded else []
-    notes += [f"{report.unreadable} could not be read and are as they were"] if report.unreadable else []
-    _print(
-        report,
-        as_json,
-        f"{report.path}: LMDB {report.from_engine}, format {report.from_format} became LMDB {report.engine}, format "
-        + "; ".join([f"{report.format} in {report.seconds:.1f} s; {report.rows} rows, every one compared", *notes]),
+    before, after = (report.from_engine, report.from_format), (report.engine, report.format)
+    became = "LMDB {}, format {}".format(*before) + (
+        " became LMDB {}, format {}".format(*after) if after != before else ""
     )
+    notes = [f"{report.upgraded} were of an earlier schema and are not any more"] if report.upgraded else []
+    notes += [f"{report.unreadable} could not be read and are as they were"] if report.unreadable else []
+    sentence = f"{report.path}: {became}, in {report.seconds:.1f} s; {report.rows} rows, every one compared"
+    _print(report, as_json, "; ".join([sentence, *notes]))
 
 
 @app.command()

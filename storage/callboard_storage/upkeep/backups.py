@@ -15,6 +15,7 @@ from callboard_protocol._version import __version__
 from callboard_protocol.errors import StoreError, StoreFullError, StoreOpenError, UsageError
 from callboard_storage import doors
 from callboard_storage.doors import DATA_FILE, LOCK_FILE
+from callboard_storage.lmdb_engine import DATA_FORMAT
 from callboard_storage.locks import ALIVE_DIRECTORY
 from callboard_storage.upkeep import child, turns
 from callboard_storage.upkeep.report import BackupReport, RestoreReport
@@ -110,6 +111,7 @@ def restore(
         staging = directory / RESTORING
         shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
         try:
+            doors.check_data_format(origin, DATA_FORMAT)
             staging.mkdir(mode=0o700)
             _check_digest(origin, _copy(origin / DATA_FILE, staging / DATA_FILE))
             verified = verify_held(staging, descriptor, progress=progress)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from callboard_storage.doors import DATA_FILE, LOCK_FILE, make_durable
 from callboard_storage.upkeep import child, replacing, turns
+from callboard_storage.upkeep.backups import MANIFEST
 from callboard_storage.upkeep.report import MigrateReport, Problem
 
 STAGING = ".migrating"
@@ -34,7 +35,7 @@ def migrate(
     A record that cannot be read is copied as it is, and the report names it.
 
     Args:
-        path: a data directory that nobody has open.
+        path: a data directory that nobody has open, or a backup of one.
         progress: told how many bytes are done, and of how many.
         reached: told the name of each point passed, for tests: ``begun``, ``copied``, ``compared``, ``kept``,
             ``swapped``, ``synced``.
@@ -72,6 +73,8 @@ def migrate(
                 point("compared")
                 _keep(old)
                 point("kept")
+                # A backup is no longer the file that this describes.
+                (directory / MANIFEST).unlink(missing_ok=True)
                 replacing.put_in_place(staged, directory, point)
             # The other engine's, if it was another's; ours is made anew when the directory is opened.
             (directory / LOCK_FILE).unlink(missing_ok=True)

@@ -113,6 +113,18 @@ def test_tables_that_only_a_newer_release_knows_bother_nobody(filled, keeper):
     assert table(filled, b"novelty-7") == {b"a": b"1"}
 
 
+def test_a_backup_of_another_engine_is_migrated_and_then_restored(filled, tmp_path, keeper, as_lmdb_1_0):
+    upkeep.backup(filled, tmp_path / "backup")
+    backup = as_lmdb_1_0(tmp_path / "backup")
+    (backup / "backup.json").write_bytes((tmp_path / "backup" / "backup.json").read_bytes())
+    with pytest.raises(StoreVersionError, match=r"LMDB 1\.0") as refused:
+        upkeep.restore(backup, tmp_path / "restored")
+    assert f"callboard store migrate {backup}" in refused.value.hint
+    assert upkeep.migrate(backup).is_migrated
+    upkeep.restore(backup, tmp_path / "restored")
+    assert keeper.rows(tmp_path / "restored") == keeper.rows(filled)
+
+
 def test_an_open_directory_is_not_migrated(filled, keeper):
     async def work(_: LmdbStore) -> None:
         with pytest.raises(StoreInUseError, match="is in use by"):

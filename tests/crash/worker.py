@@ -28,6 +28,7 @@ from callboard import (
     RunBudget,
     RunContext,
     Runtime,
+    RuntimeBusyError,
     RuntimeLimits,
     ScriptedModel,
     SessionExistsError,
@@ -337,7 +338,7 @@ class Worker:
                     world.note("forking", fork)
                     try:
                         await runtime.sessions.fork("source", fork)
-                    except SessionExistsError:
+                    except (SessionExistsError, RuntimeBusyError):  # busy with its run, which was killed and goes on
                         world.note("there", fork)
                     else:
                         world.note("forked", fork)

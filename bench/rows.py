@@ -314,7 +314,7 @@ def _recovery(size: Size) -> Row:
         contenders=(
             Contender(resume, "recovery:long_run"),
             Contender(start, "recovery:many_runs"),
-            Contender(many, "recovery:many_sessions"),
+            Contender(many, "recovery:many_sessions", once=True),
         ),
         claims=(
             Claim("ms until the first new step", Figure(resume, "resume_ms"), at_most=100),

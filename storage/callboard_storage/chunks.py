@@ -149,10 +149,10 @@ def read(snapshot: Chunks, table: str, key: bytes, row: bytes, expected: type[Mo
     return codec.decode(key, whole(snapshot, table, key, row), expected)
 
 
-def is_whole(snapshot: Chunks, table: str, key: bytes, row: bytes) -> bool:
-    """Whether a row and its chunks are what was written under this key, whatever they hold."""
+def is_whole(snapshot: Chunks, table: str, key: bytes, row: bytes, expected: type[object]) -> bool:
+    """Whether a row and its chunks are what was written under this key, and of that model; they are not decoded."""
     try:
-        return codec.is_whole(key, whole(snapshot, table, key, row))
+        return codec.is_whole(key, whole(snapshot, table, key, row), expected)
     except UnknownSchemaError:
         return True
     except DamagedRecordError:

@@ -142,6 +142,16 @@ class Codec:
         payload, _, _ = open_frame(key, frame)
         return seal(new_key, frame[: _HEADER.size], payload)
 
+    def is_whole(self, key: bytes, frame: bytes, expected: type[Any]) -> bool:
+        """Whether these are the bytes that were written under this key, and of that model; they are not decoded."""
+        try:
+            _, number, _ = open_frame(key, frame)
+            return self._schemas.of_id(number).model is expected
+        except UnknownSchemaError:
+            return True  # a newer release's, which it is not for this one to judge
+        except DamagedRecordError:
+            return False
+
     def body(self, key: bytes, frame: bytes) -> tuple[Schema, int, dict[str, Any]]:
         """A frame's schema, the version it was written in, and its body as plain data of that version.
 
@@ -209,17 +219,6 @@ class Codec:
         except Exception:  # noqa: BLE001 - as above
             return False
         return True
-
-
-def is_whole(key: bytes, frame: bytes) -> bool:
-    """Whether these are the bytes that were written under this key, whatever they hold."""
-    try:
-        open_frame(key, frame)
-    except UnknownSchemaError:
-        return True
-    except DamagedRecordError:
-        return False
-    return True
 
 
 def _packs(value: object) -> bool:
@@ -324,3 +323,4 @@ pack = CODEC.pack
 decode = CODEC.decode
 moved = CODEC.moved
 is_behind = CODEC.is_behind
+is_whole = CODEC.is_whole

@@ -236,7 +236,7 @@ def session_ids(snapshot: Snapshot, after: str | None, limit: int) -> list[str]:
     return [
         key.decode()
         for key, row in rows
-        if snapshot.last_sequence(key + b"\0") >= 0 or chunks.is_whole(snapshot, "heads", key, row)
+        if snapshot.last_sequence(key + b"\0") >= 0 or chunks.is_whole(snapshot, "heads", key, row, SessionHead)
     ]
 
 

@@ -9,6 +9,7 @@ of each thing that was read, or the code of its error.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -69,7 +70,7 @@ async def _digests(read: Callable[[], Awaitable[object]]) -> list[str] | str:
         return error.code
     things = found if isinstance(found, Sequence) else [] if found is None else [found]
     return [
-        blake2b(repr(_plain(thing)).encode(), digest_size=8).hexdigest()
+        blake2b(json.dumps(_plain(thing), sort_keys=True).encode(), digest_size=8).hexdigest()
         for thing in things
         if not (isinstance(thing, MemoryEntry) and thing.name == WRITTEN)
     ]
@@ -77,9 +78,9 @@ async def _digests(read: Callable[[], Awaitable[object]]) -> list[str] | str:
 
 def _plain(thing: object) -> object:
     """A thing in the one form that equal ones share, in whichever order their fields were set."""
-    if isinstance(thing, BaseModel):
-        return sorted(thing.model_dump(mode="json").items())
-    return (thing.sequence, _plain(thing.record)) if isinstance(thing, StoredRecord) else thing
+    if isinstance(thing, StoredRecord):
+        return thing.sequence, _plain(thing.record)
+    return thing.model_dump(mode="json") if isinstance(thing, BaseModel) else thing
 
 
 async def _is_written(store: LmdbStore, session_id: str) -> bool:

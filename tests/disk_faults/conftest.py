@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from callboard_storage import upkeep
+
 HERE = Path(__file__).parent
 CANNOT_TRACE = 77
 SECTOR = 512
@@ -224,8 +226,7 @@ class PowerCuts:
             outcome = self._examiner.examine({"directory": str(directory), "told": told})
             if outcome["verdict"] != "good":
                 bad[seed] = outcome
-            for file in [entry for entry in directory.iterdir() if entry.is_file()]:
-                file.unlink()
+            shutil.rmtree(directory)
         return bad
 
     @staticmethod
@@ -352,6 +353,7 @@ def damaged(tmp_path: Path, examiner: Callable[[str], Examiner]) -> DamagedDirec
     """A directory of real shape, to be damaged: runs that ended and runs in flight, values of all sizes, free pages."""
     whole = tmp_path / "whole"
     subprocess.run([sys.executable, HERE / "fill.py", whole], check=True, timeout=60)
+    assert upkeep.verify(whole).is_sound
     return DamagedDirectories(
         tmp_path / "copies", examiner("after_damage.py"), whole, [f"session-{number:03}" for number in range(1, 120, 4)]
     )

@@ -17,14 +17,13 @@ from callboard_storage.store import Fence
 
 SESSIONS = 120
 DELETED = 8
-"""Every so many sessions one goes again."""
+"""Every so many sessions one goes again; its run has ended, or its entry would stay."""
 
 VALUES = (10, 200, 1000, 6000)
 
 
-async def add(store: LmdbStore, session_id: str, chance: random.Random) -> None:
+async def add(store: LmdbStore, session_id: str, has_ended: bool, chance: random.Random) -> None:
     """One session with one run, which has ended or is in flight."""
-    has_ended = chance.random() < 0.7
     run_id = f"run-{session_id}"
     request = RunRequest(agent_id="agent", session_id=session_id, run_id=run_id, input_text="hello")
     value = "v" * chance.choice(VALUES)
@@ -70,7 +69,8 @@ async def main(directory: str) -> None:
     await store.open()
     chance = random.Random(7)  # noqa: S311 - any spread will do
     for number in range(SESSIONS):
-        await add(store, f"session-{number:03}", chance)
+        has_ended = number % DELETED == 0 or chance.random() < 0.7
+        await add(store, f"session-{number:03}", has_ended, chance)
     for number in range(0, SESSIONS, DELETED):
         await store.delete_session(f"session-{number:03}")
     await store.close()

@@ -150,6 +150,18 @@ async def test_a_damaged_head_is_folded_again_from_the_log(filled, reopen):
     assert places(store) == [("heads", "one", "damaged_record")]
 
 
+async def test_a_page_of_another_table_invents_no_session(filled, reopen):
+    """Where a page of runs lies in the place of one of heads, its rows are whole, and are no heads."""
+    key = b"run-one"
+    entry = RunEntry(request=request("run-one", "one"), request_digest=b"d", state=RunState.RUNNING, order=1)
+    environment = lmdb.open(str(filled), map_size=MAP_SIZE, max_dbs=16)
+    with environment.begin(write=True, db=environment.open_db(b"heads")) as transaction:
+        transaction.put(key, codec.encode(key, entry))
+    environment.close()
+    store = await reopen()
+    assert await store.list_sessions() == ["one", "two"]
+
+
 async def test_a_damaged_run_is_left_out_of_recovery(filled, reopen):
     damage(filled, b"runs", 0)
     store = await reopen()

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from callboard_protocol.errors import StoreOpenError, StoreVersionError
+from callboard_protocol.errors import StoreError, StoreOpenError, StoreVersionError
 from callboard_storage.doors import DATA_FILE
 from callboard_storage.upkeep import child, turns
 from callboard_storage.upkeep.report import MOST_PROBLEMS, Problem, VerifyReport
@@ -137,16 +137,13 @@ class _Reader:
             arguments = {"path": str(self.directory), "tables": left, "shard": self.shard, "shards": self.shards}
             try:
                 child.run("verify", arguments, inherited=(self.descriptor,), told=self._told)
-            except child.ChildDied as death:
-                self._add(Problem(table=self.at, what=f"cannot be read: the reader {death.how}"))
+            except StoreVersionError:
+                raise
+            except (child.ChildDied, StoreError) as failure:
+                self._add(Problem(table=self.at, what=_why(failure)))
                 if not self.at:
                     return
                 left = left[left.index(self.at) + 1 :]
-            except StoreVersionError:
-                raise
-            except StoreOpenError as error:
-                self._add(Problem(table="", what=error.message))
-                return
             else:
                 return
 
@@ -170,3 +167,9 @@ class _Reader:
             self.problems.append(problem)
         else:
             self.more += 1
+
+
+def _why(failure: child.ChildDied | StoreError) -> str:
+    if isinstance(failure, StoreError):
+        return failure.message
+    return f"cannot be read: the reader {failure.how}"

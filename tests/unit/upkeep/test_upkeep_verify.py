@@ -150,6 +150,15 @@ def test_a_record_under_a_key_of_no_session_is_found(filled, keeper):
     )
 
 
+def test_a_table_that_cannot_be_walked_to_its_end_keeps_no_other_from_being_walked(filled, keeper):
+    """A row that no store writes misleads whoever looks for the end of that log: heads and checkpoints."""
+    keeper.change(filled, "log", lambda transaction, rows: transaction.put(b"one\0" + b"\xff" * 9, rows[0][1]))
+    keeper.change(filled, "memory", lambda transaction, rows: transaction.put(rows[0][0], flip(rows[0][1])))
+    report = upkeep.verify(filled)
+    assert {problem.table for problem in report.problems} == {"log", "heads", "checkpoints", "memory"}
+    assert ("memory", "one/note", "one") in found(report)
+
+
 def test_a_long_list_of_problems_is_cut_and_counted(filled, keeper, monkeypatch):
     monkeypatch.setattr("callboard_storage.upkeep.verifying.MOST_PROBLEMS", 2)
 

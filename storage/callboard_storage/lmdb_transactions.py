@@ -165,14 +165,20 @@ class ReadTransaction:
 
 
 class WriteTransaction:
-    """The one write transaction. It belongs to the thread that began it."""
+    """The one write transaction. It belongs to the thread that began it.
 
-    __slots__ = ("_databases", "_transaction", "id")
+    Attributes:
+        id: its number: one more than that of the last transaction that changed anything, whoever's that was.
+        has_changes: whether it changes anything. If not, its commit writes nothing and its number goes to the next one.
+    """
+
+    __slots__ = ("_databases", "_transaction", "has_changes", "id")
 
     def __init__(self, transaction: Transaction, databases: Databases) -> None:
         self._transaction = transaction
         self._databases = databases
         self.id: int = transaction.id()
+        self.has_changes = False
 
     def last_sequence(self, prefix: bytes, table: str = "log") -> int:
         """The number at the end of the last key of a table that begins so; -1 where there is none."""
@@ -204,16 +210,20 @@ class WriteTransaction:
         meta = self._databases["meta"]
         number = int.from_bytes(self._transaction.get(counter, b"", db=meta), "big") + 1
         self._transaction.put(counter, keys.pack_sequence(number), db=meta)
+        self.has_changes = True
         return number
 
     def write(self, table: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Put rows, replacing what their keys held."""
         with self._transaction.cursor(self._databases[table]) as cursor:
-            cursor.putmulti(rows)
+            put, _ = cursor.putmulti(rows)
+        self.has_changes |= put > 0
 
     def delete(self, table: str, key: bytes) -> bool:
         """Remove a row; whether there was one."""
-        return self._transaction.delete(key, db=self._databases[table])
+        was_there = self._transaction.delete(key, db=self._databases[table])
+        self.has_changes |= was_there
+        return was_there
 
     def delete_prefix(self, table: str, prefix: bytes, limit: int | None = None) -> int:
         """Remove the rows whose keys begin so, at most `limit`; returns how many that were."""
@@ -223,6 +233,7 @@ class WriteTransaction:
             while count != limit and cursor.key().startswith(prefix):
                 cursor.delete()
                 count += 1
+        self.has_changes |= count > 0
         return count
 
     def snapshot(self) -> ReadTransaction:

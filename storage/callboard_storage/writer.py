@@ -248,7 +248,8 @@ class StoreWriter(pykka.ThreadingActor):
                 for lease in self._granted:
                     lease.token = 0
                 return self._as_ours(failure)
-        self._last_transaction = transaction.id
+        # One that changed nothing leaves its number to the next that does, which may be another process's.
+        self._last_transaction = transaction.id if transaction.has_changes else transaction.id - 1
         self._queue.commits += 1
         return None
 

@@ -184,6 +184,47 @@ async def test_fences_hold_past_the_cache_of_ends(store, monkeypatch):
     assert await asyncio.gather(first, *between, second) == [None] * 10
 
 
+# ---- other processes on the directory
+
+APPEND = """
+import asyncio, sys
+from callboard_protocol.records import StepCompleted
+from callboard_storage.committing import commit
+from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.store import Fence
+
+async def main():
+    store = LmdbStore(sys.argv[1], map_size=1 << 30)
+    await store.open()
+    batch = store.batch("session")
+    batch.append(1, StepCompleted(run_id="other", ordinal=1, at=1.0, step="1", kind="tool"))
+    await commit(store, batch, Fence(0))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+async def _repeat_a_commit(store: LmdbStore) -> None:
+    assert await send(store, 0, "before") is None
+
+
+async def _be_refused(store: LmdbStore) -> None:
+    assert isinstance(await send(store, 7, "nowhere near the end", session_id="other"), FencedError)
+
+
+@pytest.mark.parametrize("change_nothing", [_repeat_a_commit, _be_refused])
+async def test_what_another_process_writes_is_seen_behind_a_transaction_that_changed_nothing(
+    store, tmp_path, change_nothing
+):
+    """Such a transaction leaves its number to the next one, which is the other process's."""
+    assert await send(store, 0, "before") is None
+    await change_nothing(store)
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", APPEND, tmp_path / "data"], check=True, timeout=60)
+    assert isinstance(await send(store, 1, "over it"), FencedError)
+    assert [stored.record.run_id for stored in await store.read_log("session")] == ["run", "other"]
+
+
 # ---- the actor
 
 

@@ -81,6 +81,7 @@ class FrameBatch:
         log_size: bytes of its records' frames.
         prefix: what the session's keys begin with.
         size: encoded bytes so far.
+        large_size: how many of them are of large payloads, which take up little more on disk than they are long.
         begins_work: whether it begins something that can wait, rather than keep what has happened.
         posted: the letters it posts, by their keys.
         done_with: the beginnings of the keys of letters that nobody will read any more.
@@ -95,6 +96,7 @@ class FrameBatch:
         "done_with",
         "first",
         "large",
+        "large_size",
         "last",
         "log",
         "log_size",
@@ -115,6 +117,7 @@ class FrameBatch:
         self.first = -1
         self.last = -1
         self.size = 0
+        self.large_size = 0
         self.log_size = 0
         self.begins_work = False
         self.posted: dict[bytes, Letter] = {}
@@ -155,8 +158,7 @@ class FrameBatch:
             in_row = frame
             if len(frame) - OVERHEAD > LARGEST_IN_ROW:
                 in_row, payload = parted(frame)
-                self.large.append(LargeFrame("log", len(self.log), key, in_row, payload))
-                self.size += len(payload)
+                self._add_large(LargeFrame("log", len(self.log), key, in_row, payload))
             self.log.append((key, in_row))
         self.first, self.last = 0, len(rows) - 1
         self.log_size = sum(len(frame) for _, frame in self.log)
@@ -224,6 +226,7 @@ class FrameBatch:
         twin.size = self.size + sum(
             len(frame) - len(large.header) - len(large.payload) for large, frame in zip(self.large, frames, strict=True)
         )
+        twin.large_size = sum(len(frame) for frame in frames if len(frame) > LARGEST_IN_ROW)
         return twin
 
     def change(self, table: Table, key: bytes, value: bytes | None) -> None:
@@ -231,22 +234,30 @@ class FrameBatch:
         if self.large:
             self._forget_replaced(table, key)
         self.changes.append((table, key, value))
-        self.size += len(key) + (len(value) if value else 0)
+        size = len(value) if value else 0
+        self.size += len(key) + size
+        if table == "blobs":
+            self.large_size += size
 
     def _forget_replaced(self, table: Table, key: bytes) -> None:
         for large in [one for one in self.large if (one.table, one.key) == (table, key)]:
             if large.place < len(self.changes):
                 self.large.remove(large)
                 self.size -= len(large.payload)
+                self.large_size -= len(large.payload)
 
     def _frame(self, table: Table | Literal["log"], key: bytes, model: Frozen) -> bytes:
         header, payload = pack(model)
         if len(payload) <= LARGEST_IN_ROW:
             return seal(key, header, payload)
         place = len(self.log if table == "log" else self.changes)
-        self.large.append(LargeFrame(table, place, key, header, payload))
-        self.size += len(payload)
+        self._add_large(LargeFrame(table, place, key, header, payload))
         return header
+
+    def _add_large(self, large: LargeFrame) -> None:
+        self.large.append(large)
+        self.size += len(large.payload)
+        self.large_size += len(large.payload)
 
     def _check_session(self, session_id: str) -> None:
         if session_id != self.session_id:

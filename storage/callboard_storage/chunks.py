@@ -3,8 +3,8 @@
 A frame whose payload is longer than `LARGEST_IN_ROW` is stored without it: its row holds the header and the digest, 27
 bytes that refer to chunks in the table `blobs`. The digest covers the row's key, so chunks belong to one row and to no
 other: they go when the row goes or is replaced, and nothing has to count who else needs them. Chunks are on disk before
-the row that refers to them is, or in its transaction. What a writer that was refused or killed has left behind is
-referred to by no row: `unreferenced` finds it.
+the row that refers to them is, or in its transaction. What a writer that was killed has left behind is referred to
+by no row: `unreferenced` finds it.
 """
 
 from __future__ import annotations
@@ -79,10 +79,15 @@ def rows(table: str, key: bytes, digest: bytes, payload: bytes) -> Iterator[tupl
         digest: the digest of the frame whose payload it is.
         payload: the payload.
     """
+    for chunk_key, piece in places_of(table, key, digest, payload):
+        yield chunk_key, codec.seal_chunk(chunk_key, piece)
+
+
+def places_of(table: str, key: bytes, digest: bytes, payload: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """The keys of a large payload's chunks, and what each of them holds; the arguments are those of `rows`."""
     prefix = chunks_prefix(table, key)
     for number, piece in enumerate(pieces(payload, CHUNK_BYTES)):
-        chunk_key = keys.chunk_key(prefix, digest, number)
-        yield chunk_key, codec.seal_chunk(chunk_key, piece)
+        yield keys.chunk_key(prefix, digest, number), piece
 
 
 def stored(table: str, key: bytes, header: bytes, payload: bytes) -> tuple[bytes, Iterable[tuple[bytes, bytes]]]:
@@ -174,7 +179,7 @@ def places(snapshot: Tables, tables: Iterable[str] = HOLDING_TABLES) -> set[byte
 
 
 def unreferenced(snapshot: Tables) -> list[bytes]:
-    """Keys of the chunks that no row refers to: left behind by writers that were refused or killed.
+    """Keys of the chunks that no row refers to: left behind by writers that were killed.
 
     Where somebody writes, they may only be early: chunks come before their row.
     """

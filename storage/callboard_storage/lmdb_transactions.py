@@ -188,6 +188,11 @@ class WriteTransaction:
         """The value under a key."""
         return self._transaction.get(key, db=self._databases[table])
 
+    def has(self, table: str, key: bytes) -> bool:
+        """Whether there is a row under a key; its value is not looked at."""
+        with self._transaction.cursor(self._databases[table]) as cursor:
+            return cursor.set_key(key)
+
     def frame_at(self, key: bytes) -> bytes | None:
         """The frame under a log key."""
         return self._transaction.get(key, db=self._databases["log"])

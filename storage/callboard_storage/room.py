@@ -32,6 +32,9 @@ SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 _SHARE_KEPT: Final = 4
 _BYTES_ON_DISK_PER_BYTE: Final = 2
+_LARGE_PER_UNUSED: Final = 16
+"""The least payload that goes into chunks fills sixteen pages, and may leave most of another empty."""
+
 _PAGE: Final = 4096
 
 
@@ -129,9 +132,9 @@ class Room:
         self._failed_at = now
         self.has_room = False
 
-    def count(self, size: int) -> None:
-        """Note how many bytes are about to be written."""
-        self._since += _guess(size)
+    def count(self, size: int, large_size: int) -> None:
+        """Note how many bytes are about to be written, and how many of them are of large payloads."""
+        self._since += _guess(size, large_size)
         if self._since >= self._until_refusal:
             self.has_room = False
 
@@ -140,12 +143,12 @@ class Room:
 
         Args:
             batch: the batch.
-            written: how many of its bytes went ahead of it.
+            written: how many bytes of its large payloads went ahead of it.
         """
-        size = max(0, batch.size - written)
+        size, large_size = max(0, batch.size - written), max(0, batch.large_size - written)
         if batch.begins_work and not self.has_room:
             return self._error("no work begins here until there is room again")
-        if self._since + _guess(size) > self._until_full:
+        if self._since + _guess(size, large_size) > self._until_full:
             return self._error(f"there is no room for {size} bytes more")
         return None
 
@@ -164,9 +167,12 @@ class Room:
         )
 
 
-def _guess(size: int) -> int:
-    """What so many bytes take up in pages at the most, or nearly so, until it is counted."""
-    return size * _BYTES_ON_DISK_PER_BYTE + _PAGE
+def _guess(size: int, large_size: int) -> int:
+    """What so many bytes take up in pages at the most, or nearly so, until it is counted.
+
+    Rows share pages, which are filled by half at the least. Large payloads fill theirs but for the last one.
+    """
+    return (size - large_size) * _BYTES_ON_DISK_PER_BYTE + large_size + large_size // _LARGE_PER_UNUSED + _PAGE
 
 
 def check_limits(max_bytes: int | None, min_free_bytes: int | None) -> None:

@@ -60,6 +60,18 @@ class Upload:
             batch.change("blobs", key, frame)
         return batch
 
+    def missing(self, transaction: WriteTransaction) -> Rows:
+        """Chunks that went ahead and are gone: another process has deleted the session, or was refused with the same
+        value and took it back.
+        """
+        together = {key for key, _ in self._left}
+        return [
+            (key, codec.seal_chunk(key, piece))
+            for large, reference in zip(self._batch.large, self._references, strict=True)
+            for key, piece in chunks.places_of(large.table, large.key, reference[len(large.header) :], large.payload)
+            if key not in together and not transaction.has("blobs", key)
+        ]
+
     def discard(self, transaction: WriteTransaction) -> None:
         """Remove some of what it has written; `has_leftovers` says whether that was all.
 

@@ -28,7 +28,8 @@ class Commit:
         loop: where `acknowledge` is called.
         acknowledge: called with None or the error.
         stamp: `Refusals.stamp` as it was when the batch was committed.
-        upload: what goes to disk ahead of it; None once that is there, and where there is nothing.
+        upload: what goes to disk ahead of it; None where there is nothing.
+        is_uploaded: whether all of that is on disk.
     """
 
     batch: FrameBatch
@@ -37,6 +38,7 @@ class Commit:
     acknowledge: Acknowledge
     stamp: int
     upload: Upload | None = None
+    is_uploaded: bool = False
 
     @property
     def session_id(self) -> str:
@@ -142,7 +144,7 @@ class WriteQueue:
                     waiting.popleft()
                     return item
                 break
-            elif item.upload is not None:
+            elif item.upload is not None and not item.is_uploaded:
                 behind[item.session_id] = []
                 self._uploading.append(item)
                 waiting.popleft()

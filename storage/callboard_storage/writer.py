@@ -149,6 +149,9 @@ class StoreWriter(pykka.ThreadingActor):
             return all(snapshot.get(table, key) == value for (table, key), value in written.items())
 
         error = self._transact(lambda transaction: self._apply(transaction, group, answers, written), is_there)
+        for item in group:
+            if item.upload is not None:
+                self._discard(item.upload)
         if error is not None:
             self._refuse(group, error)
             return
@@ -163,14 +166,18 @@ class StoreWriter(pykka.ThreadingActor):
         upload = cast(Upload, commit.upload)
         rows = upload.step()
         if rows is None:
-            commit.batch, commit.upload = upload.uploaded(), None
+            commit.batch, commit.is_uploaded = upload.uploaded(), True
             self._queue.end_upload(commit)
         elif rows:
             error = self._transact(lambda transaction: self._apply_chunks(transaction, commit, rows))
             if error is not None:
-                while upload.has_leftovers and self._transact(upload.discard) is None:
-                    pass  # as far as it goes: where there was no room for it, there may be none to remove it
+                self._discard(upload)
                 self._refuse(commit, error)
+
+    def _discard(self, upload: Upload) -> None:
+        """Take back what went ahead of a batch and no row refers to: it was refused, or replaced at once."""
+        while upload.has_leftovers and self._transact(upload.discard) is None:
+            pass  # as far as it goes: where there was no room for it, there may be none to remove it
 
     def _apply_chunks(self, transaction: WriteTransaction, commit: Commit, rows: Rows) -> None:
         if self._room.is_due(time.monotonic()):
@@ -180,7 +187,7 @@ class StoreWriter(pykka.ThreadingActor):
         if error is not None:
             raise error
         size = sum(len(frame) for _, frame in rows)
-        self._room.count(size)
+        self._room.count(size, size)
         upload.written += size
         transaction.write("blobs", rows)
 
@@ -303,7 +310,7 @@ class StoreWriter(pykka.ThreadingActor):
             refusal = self._post(transaction, batch, changes)
         if refusal is not None:
             return refusal
-        self._room.count(batch.size)
+        self._room.count(batch.size, batch.large_size)
         if fence is not None:
             if batch.log:
                 rows += batch.log
@@ -312,6 +319,8 @@ class StoreWriter(pykka.ThreadingActor):
                 self._pass_lock(transaction, batch, fence.lease, gives=fence.gives)
         for table, key, value in batch.changes:
             changes.setdefault(table, {})[key] = value
+        if item.upload is not None:
+            transaction.write("blobs", item.upload.missing(transaction))
         return None
 
     def _post(self, transaction: WriteTransaction, batch: FrameBatch, changes: _Changes) -> CallboardError | None:

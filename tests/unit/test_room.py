@@ -98,7 +98,7 @@ def test_live_bytes_are_counted_anew_only_near_the_mark_or_after_a_second():
     assert not room.is_due(0.5)
     assert room.is_due(1.5)
     while not room.is_due(0.5):
-        room.count(ending().size)
+        room.count(ending().size, 0)
     assert room.has_room, "it is measured before anything is refused"
     room.measured(Space(0, PLENTY), 0.5)
     assert not room.is_due(0.5)
@@ -109,7 +109,7 @@ def test_live_bytes_are_counted_anew_only_near_the_mark_or_after_a_second():
 def test_what_a_group_adds_counts_before_it_is_measured():
     room = room_at(8 * MIB - reserve_of(8 * MIB) - 10 * ending().size)
     while room.has_room:
-        room.count(ending().size)
+        room.count(ending().size, 0)
     assert isinstance(room.refusal(beginnings()["RunBegan"]), StoreFullError)
     assert room.refusal(ending()) is None
 

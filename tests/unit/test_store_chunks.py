@@ -283,16 +283,53 @@ async def test_a_full_store_refuses_a_large_value_before_any_of_it_is_written(tm
         await store.close()
 
 
-async def test_what_a_refused_batch_left_behind_is_found_and_overwritten_by_the_same(store, told):
+async def test_a_refused_batch_takes_its_chunks_back_and_no_others(store, told):
     large = "x" * 5 * MB
-    assert isinstance(await told.send(store, "early", 1, large, session_id="s"), FencedError)
+    assert await told.send(store, "first", 0, large, session_id="s") is None
+    before = rows(store)
+    assert isinstance(await told.send(store, "late", 0, large + "y", session_id="s"), FencedError)
+    assert isinstance(await told.send(store, "early", 9, large, session_id="s"), FencedError)
+    assert rows(store) == before
+    assert await told.send(store, "again", 0, large, session_id="s") is None, "a replay is a success"
+    assert rows(store) == before
+
+
+async def test_a_value_that_is_replaced_in_its_own_transaction_leaves_no_chunks(store, told):
+    with writer_at_work(store):
+        large = told.commit(store, "large", remember(store, "first " * MB))
+        small = told.commit(store, "small", remember(store, "second"))
+    assert await asyncio.gather(large, small) == [None, None]
+    assert [entry.value for entry in await store.read_memory("session")] == ["second"]
+    assert rows(store) == {}
+
+
+async def test_what_a_killed_writer_left_behind_is_found_and_taken_over_by_the_same_value(store, told):
+    large = "x" * 5 * MB
+    assert await told.send(store, "killed", 0, large, session_id="s") is None
+    ((key, _),) = rows(store, "log").items()
+    change(store, lambda transaction: transaction.delete("log", key))
     left = rows(store)
-    assert left
     assert store._directory.environment.read(chunks.unreferenced) == [*left]
-    assert await told.send(store, "before", 0, "small", session_id="s") is None
-    assert await told.send(store, "again", 1, large, session_id="s") is None
-    assert left.items() <= rows(store).items()
+    assert await told.send(store, "again", 0, large, session_id="s") is None
+    assert rows(store) == left
     assert store._directory.environment.read(chunks.unreferenced) == []
+
+
+async def test_chunks_that_another_process_takes_away_during_an_upload_are_written_again(store, told):
+    """One that deletes the session, or is refused with the very same value."""
+    loop = asyncio.get_running_loop()
+    taken: list[int] = []
+
+    def take_away(transaction: WriteTransaction) -> None:
+        taken.append(transaction.delete_prefix("blobs", b"session\0"))
+
+    with writer_at_work(store):
+        answer = told.commit(store, "large", remember(store, "large " * MB))
+        for _ in range(30):
+            store._directory.queue.put(Operation("nobody", take_away, loop, lambda _result, _error: None))
+    assert await answer is None
+    assert sum(taken) > 20
+    assert [entry.value for entry in await store.read_memory("session")] == ["large " * MB]
 
 
 # ---- damage

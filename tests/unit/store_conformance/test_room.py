@@ -59,6 +59,16 @@ async def test_a_full_store_refuses_everything_and_keeps_what_it_has(desk, make)
     assert (await desk.store.figures()).bytes_used <= MIB
 
 
+async def test_a_large_value_needs_no_more_room_than_it_takes_up(desk, make):
+    used = (await desk.store.figures()).bytes_used
+    too_long, fits = ("x" * int((MIB - used) * share) for share in (1.05, 0.85))
+    assert isinstance(await desk.send(desk.batch_of(0, make.step(0, too_long)), Fence(-1)), StoreFullError)
+    assert (await desk.store.figures()).bytes_used <= used + 2 * 4096, "what was refused gives its room back"
+    await desk.append(0, make.step(0, fits))
+    assert [record.value for record in await desk.records()] == [fits]
+    assert (await desk.store.figures()).bytes_used <= MIB
+
+
 async def test_behind_a_refusal_for_want_of_room_nothing_of_the_session_overtakes(desk, make):
     await fill(desk, make, until_full=False)
     intent = desk.send(desk.batch_of(0, make.began()), Fence(-1))

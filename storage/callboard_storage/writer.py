@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from enum import Enum, auto
 from queue import SimpleQueue
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import pykka
 
@@ -42,6 +42,22 @@ _Changes: TypeAlias = dict[Table, dict[bytes, bytes | None]]
 _Answers: TypeAlias = dict[asyncio.AbstractEventLoop, list[Answer]]
 _Written: TypeAlias = dict[tuple[str, bytes], bytes | None]
 """By which a transaction is recognised on disk: one record of its first batch, or else all it changed."""
+
+
+class _Passing(NamedTuple):
+    """A lock that a transaction passes on.
+
+    Attributes:
+        lease: the lease that takes it or gives it back.
+        token_before: that lease's token, should the transaction fail.
+        key: the lock's key.
+        row: what is written under that; None for a lock that is given back.
+    """
+
+    lease: Lease
+    token_before: int
+    key: bytes
+    row: bytes | None
 
 
 class Wake(Enum):
@@ -87,7 +103,7 @@ class StoreWriter(pykka.ThreadingActor):
         self._owners = owners
         self._standing: dict[str, tuple[int, int]] = {}
         """Where each session's log ends, and the token of its lock; 0 where it has none."""
-        self._granted: list[Lease] = []
+        self._passed: list[_Passing] = []
         self._last_transaction = 0
         self._readers_checked = time.monotonic()
 
@@ -236,7 +252,7 @@ class StoreWriter(pykka.ThreadingActor):
         """
         transaction: WriteTransaction | None = None
         is_committing = False
-        self._granted.clear()
+        self._passed.clear()
         try:
             transaction = self._environment.begin_write()
             if transaction.id != self._last_transaction + 1:
@@ -252,8 +268,8 @@ class StoreWriter(pykka.ThreadingActor):
             if transaction is not None:
                 transaction.abort()
             if transaction is None or not is_committing or not self._is_there_after_all(is_there):
-                for lease in self._granted:
-                    lease.token = 0
+                for passing in reversed(self._passed):
+                    passing.lease.token = passing.token_before
                 return self._as_ours(failure)
         # One that changed nothing leaves its number to the next that does, which may be another process's.
         self._last_transaction = transaction.id if transaction.has_changes else transaction.id - 1
@@ -283,6 +299,7 @@ class StoreWriter(pykka.ThreadingActor):
             self._change(transaction, {"letters": {key: None for key, _ in letters}})
         if not written:
             written.update({(table, key): value for table, values in changes.items() for key, value in values.items()})
+            written.update({("locks", passing.key): passing.row for passing in self._passed})
 
     @staticmethod
     def _change(transaction: WriteTransaction, changes: _Changes) -> None:
@@ -372,14 +389,17 @@ class StoreWriter(pykka.ThreadingActor):
         """Take the session's lock with a batch that is written, or give it back."""
         key = batch.prefix[:-1]
         end, token = self._standing[batch.session_id]
+        before = lease.token
         if gives:
             if token:
                 transaction.delete("locks", key)
             lease.token = token = 0
-        elif lease.token != token or not token:
+            self._passed.append(_Passing(lease, before, key, None))
+        elif before != token or not token:
             lease.token = token = transaction.next_token()
-            transaction.write("locks", [(key, Holder(token, lease.owner).pack())])
-            self._granted.append(lease)
+            row = Holder(token, lease.owner).pack()
+            transaction.write("locks", [(key, row)])
+            self._passed.append(_Passing(lease, before, key, row))
         self._standing[batch.session_id] = (end, token)
 
     @staticmethod

@@ -21,6 +21,7 @@ from callboard_protocol.errors import CallboardError, FencedError, StoreError, S
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_storage import lmdb_environment, lmdb_transactions
+from callboard_storage.committing import commit
 from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.lmdb_transactions import WriteTransaction
@@ -350,6 +351,36 @@ async def test_a_commit_that_failed_and_is_not_on_disk_is_an_error(store, monkey
     assert "mdb_txn_commit" in str(answers[0])
     assert await length(store) == 1
     assert await send(store, 1, "again") is None
+
+
+async def test_a_lock_that_a_failed_commit_took_or_gave_back_is_had_as_before(store, monkeypatch):
+    def fail(_: WriteTransaction) -> None:
+        raise lmdb.DiskError("mdb_txn_commit", 5)
+
+    async def lost(batch: Any, fence: Fence) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(WriteTransaction, "commit", fail)
+            with pytest.raises(StoreError, match="mdb_txn_commit"):
+                await commit(store, batch, fence)
+
+    lease = store.lease()
+    first, last = store.batch("session"), store.batch("session")
+    first.append(0, step(0))
+    last.append(1, step(1))
+    await lost(first, Fence(-1, lease, takes=True))
+    assert lease.token == 0
+    await commit(store, first, Fence(-1, lease, takes=True))
+    token = lease.token
+    await lost(last, Fence(0, lease, gives=True))
+    assert lease.token == token > 0
+    await commit(store, last, Fence(0, lease, gives=True))
+    assert lease.token == 0
+    await commit(store, store.batch("session"), Fence(None, lease, takes=True))
+    token = lease.token
+    await lost(store.batch("session"), Fence(None, lease, gives=True))
+    assert lease.token == token > 0
+    await commit(store, store.batch("session"), Fence(None, lease, gives=True))
+    assert await send(store, 2, "by anyone") is None
 
 
 async def test_after_a_failed_commit_what_already_waits_is_refused(store, monkeypatch):

@@ -10,7 +10,7 @@ FUZZ_VENV := .venv-fuzz
 FUZZ_READY := $(FUZZ_VENV)/.ready
 FUZZ_SECONDS ?= 300
 
-.PHONY: demo test check crash fuzz bench clean
+.PHONY: demo test check crash model fuzz bench clean
 
 demo: $(READY)
 	$(BIN)/callboard demo $(ARGS)
@@ -27,6 +27,9 @@ check: $(READY)
 
 crash: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/crash tests/disk_faults $(ARGS)
+
+model: $(READY)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/property/store_model $(ARGS)
 
 # What it finds, it leaves in .fuzz as crash-*; its corpus grows there from run to run.
 fuzz: $(FUZZ_READY)

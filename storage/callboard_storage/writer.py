@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from enum import Enum, auto
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
 import pykka
 
@@ -21,13 +21,14 @@ from callboard_storage import chunks, posting
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.ballast import Ballast
 from callboard_storage.batch import FrameBatch, Table
-from callboard_storage.fencing import Holder, Refusals, Verdict, expected_token, holder_in, judge
+from callboard_storage.fencing import Refusals, Verdict, expected_token, holder_in, judge
 from callboard_storage.lmdb_engine import translated
 from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.lmdb_transactions import ReadTransaction, WriteTransaction
 from callboard_storage.locks import Owners
 from callboard_storage.room import Room
-from callboard_storage.store import Fence, Lease
+from callboard_storage.standings import Standings
+from callboard_storage.store import Fence
 from callboard_storage.uploads import Rows, Upload
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
@@ -35,29 +36,10 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_READER_CHECKS = 60.0
 
-_CACHED_SESSIONS = 65_536
-"""Sessions whose last sequence and lock are kept; past that the cache starts anew, and the tables are asked."""
-
 _Changes: TypeAlias = dict[Table, dict[bytes, bytes | None]]
 _Answers: TypeAlias = dict[asyncio.AbstractEventLoop, list[Answer]]
 _Written: TypeAlias = dict[tuple[str, bytes], bytes | None]
-"""By which a transaction is recognised on disk: one record of its first batch, or else all it changed."""
-
-
-class _Passing(NamedTuple):
-    """A lock that a transaction passes on.
-
-    Attributes:
-        lease: the lease that takes it or gives it back.
-        token_before: that lease's token, should the transaction fail.
-        key: the lock's key.
-        row: what is written under that; None for a lock that is given back.
-    """
-
-    lease: Lease
-    token_before: int
-    key: bytes
-    row: bytes | None
+"""By which a transaction is recognised on disk: one record that it appends, or else all it changes."""
 
 
 class Wake(Enum):
@@ -101,9 +83,7 @@ class StoreWriter(pykka.ThreadingActor):
         self._ballast = ballast
         self._is_known_full = False
         self._owners = owners
-        self._standing: dict[str, tuple[int, int]] = {}
-        """Where each session's log ends, and the token of its lock; 0 where it has none."""
-        self._passed: list[_Passing] = []
+        self._standings = Standings()
         self._last_transaction = 0
         self._readers_checked = time.monotonic()
 
@@ -209,7 +189,7 @@ class StoreWriter(pykka.ThreadingActor):
 
     def _operate(self, operation: Operation) -> None:
         results: list[Any] = []
-        self._standing.clear()
+        self._standings.forget()
 
         def work(transaction: WriteTransaction) -> None:
             results.append(operation.work(transaction))
@@ -252,24 +232,23 @@ class StoreWriter(pykka.ThreadingActor):
         """
         transaction: WriteTransaction | None = None
         is_committing = False
-        self._passed.clear()
+        self._standings.begin()
         try:
             transaction = self._environment.begin_write()
             if transaction.id != self._last_transaction + 1:
                 # Another process has committed since.
-                self._standing.clear()
+                self._standings.forget()
                 self._room.forget()
             work(transaction)
             is_committing = True
             transaction.commit()
         except Exception as failure:  # noqa: BLE001 - whatever it was, the group needs an answer
-            self._standing.clear()
+            self._standings.forget()
             self._room.forget()
             if transaction is not None:
                 transaction.abort()
             if transaction is None or not is_committing or not self._is_there_after_all(is_there):
-                for passing in reversed(self._passed):
-                    passing.lease.token = passing.token_before
+                self._standings.take_back()
                 return self._as_ours(failure)
         # One that changed nothing leaves its number to the next that does, which may be another process's.
         self._last_transaction = transaction.id if transaction.has_changes else transaction.id - 1
@@ -283,14 +262,12 @@ class StoreWriter(pykka.ThreadingActor):
             self._measure()
         done_with: list[bytes] = []
         for item in group:
-            error = self._take_in(transaction, item, rows, changes)
+            error = self._take_in(transaction, item, rows, changes, written)
             batch = item.batch
             if error is None:
                 done_with += batch.done_with
             if error is not None and item.fence is not None:
                 self._refusals.refuse(batch.session_id, error)
-            elif batch.log and not written:
-                written["log", batch.log[0][0]] = batch.log[0][1]
             answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
         self._write_out(transaction, rows)
         self._change(transaction, changes)
@@ -299,7 +276,7 @@ class StoreWriter(pykka.ThreadingActor):
             self._change(transaction, {"letters": {key: None for key, _ in letters}})
         if not written:
             written.update({(table, key): value for table, values in changes.items() for key, value in values.items()})
-            written.update({("locks", passing.key): passing.row for passing in self._passed})
+            written.update({("locks", key): row for key, row in self._standings.locks_written().items()})
 
     @staticmethod
     def _change(transaction: WriteTransaction, changes: _Changes) -> None:
@@ -312,7 +289,7 @@ class StoreWriter(pykka.ThreadingActor):
                 transaction.delete(table, key)
 
     def _take_in(
-        self, transaction: WriteTransaction, item: Commit, rows: Rows, changes: _Changes
+        self, transaction: WriteTransaction, item: Commit, rows: Rows, changes: _Changes, written: _Written
     ) -> CallboardError | None:
         """Add a batch to what the transaction writes; the error if it is refused."""
         batch, fence = item.batch, item.fence
@@ -331,9 +308,11 @@ class StoreWriter(pykka.ThreadingActor):
         if fence is not None:
             if batch.log:
                 rows += batch.log
-                self._standing[batch.session_id] = (batch.last, self._standing[batch.session_id][1])
+                if not written:
+                    written["log", batch.log[0][0]] = batch.log[0][1]
+                self._standings.append(batch)
             if fence.lease is not None and (fence.takes or fence.gives):
-                self._pass_lock(transaction, batch, fence.lease, gives=fence.gives)
+                self._standings.pass_lock(transaction, batch, fence.lease, gives=fence.gives)
         for table, key, value in batch.changes:
             changes.setdefault(table, {})[key] = value
         if item.upload is not None:
@@ -357,50 +336,23 @@ class StoreWriter(pykka.ThreadingActor):
             refusal = self._refusals.standing(session_id, item.stamp)
             if refusal is not None:
                 return refusal
-        standing = self._standing.get(session_id)
+        standing = self._standings.known(session_id)
         if standing is None:
-            if len(self._standing) >= _CACHED_SESSIONS:
+            if self._standings.is_full:
                 self._write_out(transaction, rows)
-                self._standing.clear()
-            standing = self._standing[session_id] = (
-                transaction.last_sequence(item.batch.prefix),
-                self._token_of(transaction, item.batch),
-            )
-        end, token = standing
-        if fence.follows == end and token == expected_token(fence):
+                self._standings.forget()
+            standing = self._standings.ask(transaction, item.batch)
+        if fence.follows == standing.end and standing.token == expected_token(fence):
             return Verdict.WRITE
         self._write_out(transaction, rows)
         return judge(
             item.batch,
             fence,
-            end,
+            standing.end,
             holder_in(transaction.get("locks", item.batch.prefix[:-1])),
             is_alive=self._owners.is_alive,
             frame_at=transaction.frame_at,
         )
-
-    @staticmethod
-    def _token_of(transaction: WriteTransaction, batch: FrameBatch) -> int:
-        holder = holder_in(transaction.get("locks", batch.prefix[:-1]))
-        # A damaged row has no token, but is no missing row either.
-        return 0 if holder is None else holder.token or -1
-
-    def _pass_lock(self, transaction: WriteTransaction, batch: FrameBatch, lease: Lease, *, gives: bool) -> None:
-        """Take the session's lock with a batch that is written, or give it back."""
-        key = batch.prefix[:-1]
-        end, token = self._standing[batch.session_id]
-        before = lease.token
-        if gives:
-            if token:
-                transaction.delete("locks", key)
-            lease.token = token = 0
-            self._passed.append(_Passing(lease, before, key, None))
-        elif before != token or not token:
-            lease.token = token = transaction.next_token()
-            row = Holder(token, lease.owner).pack()
-            transaction.write("locks", [(key, row)])
-            self._passed.append(_Passing(lease, before, key, row))
-        self._standing[batch.session_id] = (end, token)
 
     @staticmethod
     def _write_out(transaction: WriteTransaction, rows: Rows) -> None:

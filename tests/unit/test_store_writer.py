@@ -169,7 +169,7 @@ async def test_the_last_word_of_a_group_counts(store):
 
 
 async def test_fences_hold_past_the_cache_of_ends(store, monkeypatch):
-    monkeypatch.setattr("callboard_storage.writer._CACHED_SESSIONS", 3)
+    monkeypatch.setattr("callboard_storage.standings.MOST_SESSIONS", 3)
     for value in range(3):
         with writer_at_work(store):
             answers = [send(store, value, value, session_id=f"s{number}") for number in range(10)]
@@ -351,6 +351,23 @@ async def test_a_commit_that_failed_and_is_not_on_disk_is_an_error(store, monkey
     assert "mdb_txn_commit" in str(answers[0])
     assert await length(store) == 1
     assert await send(store, 1, "again") is None
+
+
+async def test_a_commit_that_failed_is_not_taken_for_done_because_of_a_batch_that_was_repeated_in_it(
+    store, monkeypatch
+):
+    def fail(_: WriteTransaction) -> None:
+        raise lmdb.DiskError("mdb_txn_commit", 5)
+
+    assert await send(store, 0, "before") is None
+    with writer_at_work(store):
+        repeated, new = send(store, 0, "before"), send(store, 0, "lost", session_id="other")
+        monkeypatch.setattr(WriteTransaction, "commit", fail)
+    answers = await asyncio.gather(repeated, new)
+    monkeypatch.undo()
+    assert isinstance(answers[1], StoreError)
+    assert await length(store, "other") == 0
+    assert await send(store, 0, "again", session_id="other") is None
 
 
 async def test_a_lock_that_a_failed_commit_took_or_gave_back_is_had_as_before(store, monkeypatch):

@@ -85,7 +85,7 @@ class Standings:
 
     def append(self, batch: FrameBatch) -> None:
         """The records of a batch are written behind where its session stood."""
-        self._known[batch.session_id] = self._known[batch.session_id]._replace(end=batch.last)
+        self._known[batch.session_id] = Standing(batch.last, self._known[batch.session_id].token)
 
     def pass_lock(self, transaction: WriteTransaction, batch: FrameBatch, lease: Lease, *, gives: bool) -> None:
         """Take the session's lock with a batch that is written, or give it back."""
@@ -101,7 +101,7 @@ class Standings:
             row = Holder(lease.token, lease.owner).pack()
             transaction.write("locks", [(key, row)])
             self._passed.append(_Passing(lease, before, key, row))
-        self._known[batch.session_id] = standing._replace(token=lease.token)
+        self._known[batch.session_id] = Standing(standing.end, lease.token)
 
     def locks_written(self) -> dict[bytes, bytes | None]:
         """The rows of the table of locks as the transaction leaves them; None for those it removes."""

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from callboard_storage.batch import FrameBatch
 from callboard_storage.fencing import Holder, holder_in
-from callboard_storage.lmdb_environment import WriteTransaction
+from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_storage.store import Lease
 
 MOST_SESSIONS: Final = 65_536

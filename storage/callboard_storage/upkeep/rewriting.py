@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from callboard_protocol.base import Frozen
-from callboard_protocol.errors import DamagedRecordError
+from callboard_protocol.errors import DamagedRecordError, StoreError
 from callboard_storage import chunks, codec, keys
 from callboard_storage.chunks import HOLDING_TABLES
 from callboard_storage.lmdb_environment import LmdbEnvironment, ReadOnlyEnvironment
@@ -140,10 +140,34 @@ def rows_taken_along(snapshot: ReadTransaction, table: str, replaced: set[bytes]
         snapshot: where they are.
         table: the table.
         replaced: what the keys of the chunks begin with that it does not take along.
+
+    Raises:
+        StoreError: damaged pages hide some of them.
     """
-    for row in snapshot.each(table):
+    for row in _all_rows(snapshot, table):
         is_left = (
             row[0] in OWN_META if table == "meta" else table == "blobs" and keys.place_of_chunk(row[0]) in replaced
         )
         if not is_left:
             yield row
+
+
+def _all_rows(snapshot: ReadTransaction, table: str) -> Iterator[Row]:
+    """Every row of a table, or an error: what a damaged page hides would be gone with the old file."""
+    before, count = b"", 0
+    for row in snapshot.each(table):
+        if row[0] <= before:
+            raise _hidden(f"{keys.readable(table, row[0])} is out of order in the table {table!r}")
+        before = row[0]
+        count += 1
+        yield row
+    expected = snapshot.entries(table)
+    if count != expected:
+        raise _hidden(f"{count} of the {expected} rows of the table {table!r} can be reached")
+
+
+def _hidden(what: str) -> StoreError:
+    return StoreError(
+        f"{what}: its pages are damaged, and nothing was changed",
+        hint="restore a backup; `callboard store export` saves what sessions can still be read",
+    )

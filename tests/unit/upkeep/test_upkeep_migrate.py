@@ -8,10 +8,11 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from callboard_protocol.errors import StoreInUseError, StoreOpenError, StoreVersionError
+from callboard_protocol.errors import StoreError, StoreInUseError, StoreOpenError, StoreVersionError
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.upkeep.migrating import KEPT, STAGING
+from callboard_storage.upkeep.rewriting import rows_taken_along
 
 
 def flip(value: bytes) -> bytes:
@@ -123,6 +124,27 @@ def test_a_backup_of_another_engine_is_migrated_and_then_restored(filled, tmp_pa
     assert upkeep.migrate(backup).is_migrated
     upkeep.restore(backup, tmp_path / "restored")
     assert keeper.rows(tmp_path / "restored") == keeper.rows(filled)
+
+
+class Pages:
+    """What a snapshot shows of a table of three rows whose pages are damaged."""
+
+    def __init__(self, *keys: bytes) -> None:
+        self._keys = keys
+
+    def each(self, _: str) -> list[tuple[bytes, bytes]]:
+        return [(key, b"") for key in self._keys]
+
+    def entries(self, _: str) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("pages", "said"), [(Pages(b"a", b"b"), "2 of the 3 rows"), (Pages(b"a", b"b", b"a"), "a is out of order")]
+)
+def test_rows_that_damaged_pages_hide_are_never_left_behind_in_silence(pages, said):
+    with pytest.raises(StoreError, match=said):
+        list(rows_taken_along(pages, "memory", set()))
 
 
 def test_an_open_directory_is_not_migrated(filled, keeper):

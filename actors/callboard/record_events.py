@@ -37,8 +37,8 @@ _SAVED: dict[type[LogRecord], str] = {
 
 
 def events_of(record: LogRecord, session_id: str, agent_id: str, steps: int) -> list[RawEvent]:
-    """The record's events, in order; each carries the record's ordinal as its sequence. Never empty, so that the
-    sequences a subscriber sees have no gaps.
+    """The record's events, in order; each carries the record's ordinal as its sequence, and those behind the first
+    their place among them. Never empty, so that the sequences a subscriber sees have no gaps.
 
     Args:
         record: a record of the run.
@@ -47,7 +47,10 @@ def events_of(record: LogRecord, session_id: str, agent_id: str, steps: int) -> 
         steps: the run's completed steps, this one included.
     """
     run_id, at, ordinal = record.run_id, record.at, record.ordinal
-    return [(name, run_id, session_id, agent_id, at, ordinal, fields) for name, fields in _told(record, steps)]
+    return [
+        (name, run_id, session_id, agent_id, at, ordinal, {**fields, "place": place} if place else fields)
+        for place, (name, fields) in enumerate(_told(record, steps))
+    ]
 
 
 def _told(record: LogRecord, steps: int) -> Iterator[Told]:

@@ -22,7 +22,9 @@ from callboard_protocol.states import FINAL, RunState
 _LOOK_AGAIN = 0.05
 """Seconds between looks at the log of a run that another process carries on."""
 
-_CURSOR = re.compile(r"r([0-9]{1,18})")
+_CURSOR = re.compile(r"r([0-9]{1,18})\.([0-9]{1,4})")
+
+_NOTHING_TOLD = (-1, 0)
 
 _STANDING = frozenset({RunState.SUSPENDED, RunState.PARKED})
 
@@ -39,7 +41,7 @@ async def follow_run(directory: Directory, run_id: str, after: str | None) -> As
         UnknownRunError: there is no such run.
         UsageError: `after` is no cursor.
     """
-    told = -1 if after is None else _position(after)
+    told = _NOTHING_TOLD if after is None else _position(after)
     subscription: Subscription = await directory.bus.ask(Subscribe(run_id=run_id))
     try:
         ticket: RunTicket | None = await directory.supervisor.ask(FindTicket(run_id=run_id))
@@ -54,7 +56,7 @@ async def follow_run(directory: Directory, run_id: str, after: str | None) -> As
         while True:
             if entry is not None:
                 async for event in _recorded(directory, entry, told):
-                    told = event.sequence if event.sequence is not None else told
+                    told = _place(event)
                     yield event
             if ticket is not None or entry is None or entry.state in FINAL or entry.state in _STANDING:
                 break
@@ -63,24 +65,31 @@ async def follow_run(directory: Directory, run_id: str, after: str | None) -> As
         if ticket is not None:
             caught_up = told
             async for event in subscription:
-                if event.name not in LIVE_ONLY and event.sequence is not None and event.sequence <= caught_up:
-                    continue
-                yield event
+                is_recorded = event.name not in LIVE_ONLY and event.sequence is not None
+                if not is_recorded or _place(event) > caught_up:
+                    yield event
     finally:
         subscription.close()
 
 
-async def _recorded(directory: Directory, entry: RunEntry, told: int) -> AsyncIterator[Event]:
+async def _recorded(directory: Directory, entry: RunEntry, told: tuple[int, int]) -> AsyncIterator[Event]:
     steps = 0
     async for record in records_of(directory.store, entry):
         steps += isinstance(record, StepCompleted)
-        if record.ordinal > told:
+        if record.ordinal >= told[0]:
             for raw in events_of(record, entry.session_id, entry.request.agent_id, steps):
-                yield build_event(raw)
+                event = build_event(raw)
+                if _place(event) > told:
+                    yield event
 
 
-def _position(cursor: object) -> int:
+def _place(event: Event) -> tuple[int, int]:
+    """Where a recorded event stands among those of its run."""
+    return (-1 if event.sequence is None else event.sequence), event.place
+
+
+def _position(cursor: object) -> tuple[int, int]:
     position = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
     if position is None:
         raise UsageError(f"{cursor!r:.40} is no cursor", hint="pass the `cursor` of an event you have read")
-    return int(position[1])
+    return int(position[1]), int(position[2])

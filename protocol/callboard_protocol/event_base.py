@@ -10,7 +10,7 @@ RawEvent: TypeAlias = tuple[str, str | None, str | None, str | None, float, int 
 """An event as the bus keeps it: ``(name, run_id, session_id, agent_id, timestamp, sequence, fields)``.
 
 The timestamp is in unix seconds; `fields` holds the model's other fields by name, None standing for none of them. For a
-user's own event it is the payload. Nobody may change it once it is published.
+user's own event, which is always its record's first, it is the payload. Nobody may change it once it is published.
 """
 
 
@@ -25,6 +25,7 @@ class Event(BaseModel, frozen=True):
         timestamp: when, in UTC.
         sequence: which of the run's records it comes from, from 0 and without gaps; None where there is no record.
             For a live event: the run's last record by then.
+        place: which of that record's events it is, from 0.
     """
 
     # Built on first use: a process that reads no events should not pay for eighty validators when it imports us.
@@ -36,11 +37,14 @@ class Event(BaseModel, frozen=True):
     agent_id: str | None
     timestamp: AwareDatetime
     sequence: int | None = None
+    place: int = 0
 
     @property
     def cursor(self) -> str | None:
-        """Where the run stands with it, for `runtime.events(run_id, after=cursor)`; None where it is in no record."""
-        return None if self.sequence is None else f"r{self.sequence}"
+        """Where a reader stands who has read it, for `runtime.events(run_id, after=cursor)`; None where it is in no
+        record.
+        """
+        return None if self.sequence is None else f"r{self.sequence}.{self.place}"
 
 
 class RunEvent(Event, frozen=True):

@@ -343,7 +343,9 @@ async def ask_about(runtime: Runtime, method: str, run_id: Any) -> Any:
     return await (getattr(target, attribute) if attribute else target)(run_id)
 
 
-@pytest.mark.parametrize("cursor", ["", "bogus", "r", "r-1", "-1", "7", "r1.5", "r" + "9" * 5000, 7, "r\u0661"])
+@pytest.mark.parametrize(
+    "cursor", ["", "bogus", "r", "r-1", "-1", "7", "r1", "r1.x", "r1.-5", "r" + "9" * 5000 + ".0", 7, "r\u0661"]
+)
 async def test_a_bad_cursor_is_refused(runtime: Runtime, refused: Any, cursor: Any) -> None:
     await runtime.run("echo", "hello", run_id="r")
     with refused(UsageError, r"^.{1,45} is no cursor", hint="the `cursor` of an event"):
@@ -354,7 +356,7 @@ async def test_the_cursor_of_an_event_leads_to_what_follows_it(runtime: Runtime)
     await runtime.run("echo", "hello", run_id="r")
     events = [event async for event in runtime.events("r")]
     for position, event in enumerate(events):
-        rest = [later.name for later in events[position + 1 :] if later.sequence != event.sequence]
+        rest = [later.name for later in events[position + 1 :]]
         assert await read_events(runtime, "r", event.cursor) == rest
 
 

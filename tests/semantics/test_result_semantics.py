@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -419,7 +420,7 @@ def test_events_of_a_run_are_told_again_in_any_process_and_each_once(place: Any)
 
 
 @pytest.mark.semantics("E11")
-async def test_a_cursor_takes_up_behind_the_record_of_its_event(place: Any) -> None:
+async def test_a_cursor_takes_up_behind_its_event_also_within_a_record(place: Any) -> None:
     agent = busy(place)
     async with place.runtime(agent) as runtime:
         async with runtime.stream(agent, "x", run_id="r") as stream:
@@ -427,10 +428,11 @@ async def test_a_cursor_takes_up_behind_the_record_of_its_event(place: Any) -> N
         assert live
         assert {event.cursor for event in live} == {None}
         events = [event async for event in runtime.events("r")]
-        for event in events:
+        assert any(one.sequence == other.sequence for one, other in itertools.pairwise(events))
+        for place_in_order, event in enumerate(events):
             rest = [one async for one in runtime.events("r", after=event.cursor)]
-            assert rest == [one for one in events if one.sequence > event.sequence]
-        for bad in ("", "7", "r-1", "rx", "r1 "):
+            assert rest == events[place_in_order + 1 :]
+        for bad in ("", "7", "r-1", "r1", "r1.", "r1.x", "rx", "r1.0 "):
             with pytest.raises(UsageError, match="no cursor"):
                 await anext(runtime.events("r", after=bad))
 

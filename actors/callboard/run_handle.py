@@ -31,7 +31,11 @@ class RunHandle(Generic[OutputT_co]):
         return f"<RunHandle {self.run_id!r}>"
 
     async def result(self) -> RunResult[OutputT_co]:
-        """Wait until the run has stopped. Cancelling this ends the waiting, not the run."""
+        """Wait until the run has stopped. Cancelling this ends the waiting, not the run.
+
+        Raises:
+            SessionHeldByAncestorError: the run that calls this holds that run's session, and would wait for itself.
+        """
         return await self._settled()
 
     async def cancel(self, reason: str = "") -> None:

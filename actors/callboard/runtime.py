@@ -388,16 +388,26 @@ class Runtime:
             await self._open.supervisor.ask(CancelRun(run_id=run_id, reason="the caller was cancelled"), timeout=None)
 
     def _handle(self, ticket: RunTicket) -> RunHandle[Any]:
-        return RunHandle(self, ticket.run_id, lambda: asyncio.shield(ticket.result))
+        return RunHandle(self, ticket.run_id, lambda: self._settled(ticket))
+
+    async def _settled(self, ticket: RunTicket) -> RunResult[Any]:
+        """The result of a run in hand, once there is one."""
+        awaited_by = run_at_work.get()
+        if awaited_by and not ticket.result.done():
+            await self._open.supervisor.ask(FollowRun(run_id=ticket.run_id, awaited_by=awaited_by), timeout=None)
+        result: RunResult[Any] = await asyncio.shield(ticket.result)
+        return result
 
     async def wait(self, run_id: str) -> RunResult[Any]:
         """Wait until a run has stopped, whoever submitted it.
 
         Raises:
             UnknownRunError: there is no such run.
+            SessionHeldByAncestorError: the run that calls this holds that run's session, and would wait for itself.
         """
         check_identifier(run_id, "run id")
-        ticket = await self._open.supervisor.ask(FollowRun(run_id=run_id), timeout=None)
+        follow = FollowRun(run_id=run_id, awaited_by=run_at_work.get())
+        ticket = await self._open.supervisor.ask(follow, timeout=None)
         if ticket is not None:
             result: RunResult[Any] = await asyncio.shield(ticket.result)
             return result

@@ -137,11 +137,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         request: RunRequest = message.request
         if self._draining is not None:
             raise RuntimeClosedError("the runtime is closing: it takes no more runs in")
-        if message.awaited_by and self._admission.holder_of(request.session_id) == message.awaited_by:
-            raise SessionHeldByAncestorError(
-                f"run {message.awaited_by!r} holds session {request.session_id!r}, and would wait for itself",
-                hint="give the other run a session of its own, or `submit` it and do not wait for it",
-            )
+        self._refuse_to_wait_for_itself(message.awaited_by, request.session_id)
         known = self._tickets.get(request.run_id)
         if known is not None:
             _refuse_other(request, known.entry)
@@ -248,6 +244,14 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 f"(max_queued_per_session={limits.max_queued_per_session})"
             )
 
+    def _refuse_to_wait_for_itself(self, awaited_by: str, session_id: str) -> None:
+        """Refuse a run that waits for its own session to be free, whose turn never comes."""
+        if awaited_by and self._admission.holder_of(session_id) == awaited_by:
+            raise SessionHeldByAncestorError(
+                f"run {awaited_by!r} holds session {session_id!r}, and would wait for itself",
+                hint="give the other run a session of its own, or `submit` it and do not wait for it",
+            )
+
     async def _refuse_without_room(self, request: RunRequest) -> None:
         if not self._store.has_room and not await self._store.find_room():
             raise StoreFullError(f"run {request.run_id!r} was not taken in: the store has no room for new work")
@@ -268,7 +272,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     @handles(concurrent=True)
     async def follow(self, message: FollowRun) -> RunTicket | None:
-        """Answers with the ticket of an unfinished run, whoever has it."""
+        """Answers with the ticket of an unfinished run, whoever has it.
+
+        Raises:
+            SessionHeldByAncestorError: the run that would wait for it has its session.
+        """
         run_id = message.run_id
         if run_id not in self._tickets and not await self._store.carried_elsewhere(run_id):
             entry = await self._store.read_run(run_id)
@@ -278,7 +286,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
             entry = await self._store.read_run(run_id)
             if entry is not None and run_id not in self._tickets:
                 self._watch_elsewhere(self._ticket_of(entry))
-        return self._tickets.get(run_id)
+        ticket = self._tickets.get(run_id)
+        if ticket is not None and not ticket.result.done():
+            self._refuse_to_wait_for_itself(message.awaited_by, ticket.session_id)
+        return ticket
 
     # ---- recovery
 

@@ -70,9 +70,11 @@ class FollowRun(Request[Any]):
 
     Attributes:
         run_id: which.
+        awaited_by: the run whose code waits for this one; empty where no run does.
     """
 
     run_id: str
+    awaited_by: str = ""
 
 
 class RecoverRuns(Request[int]):

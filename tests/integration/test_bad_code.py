@@ -45,6 +45,7 @@ from callboard import (
     WouldDeadlockError,
     tool,
 )
+from callboard.run_info import run_at_work
 from callboard_storage.lmdb_store import LmdbStore
 
 pytestmark = pytest.mark.anyio
@@ -802,7 +803,10 @@ async def test_a_run_that_would_wait_for_its_own_session_is_told_so_and_does_not
             async with runtime.stream("echo", "nested", session_id="s"):
                 pass
         beside = await runtime.run("echo", "nested", session_id="another")
-        await runtime.submit("echo", "later", session_id="s")
+        later = await runtime.submit("echo", "later", session_id="s", run_id="later")
+        for waiting in (later.result(), runtime.wait("later"), runtime.wait(run_at_work.get())):
+            with refused(SessionHeldByAncestorError, "holds session 's', and would wait for itself", hint="of its own"):
+                await waiting
         return str(beside.output)
 
     def nest_in_a_thread() -> str:

@@ -4,6 +4,7 @@ from callboard.agents import Agent
 from callboard.context import ContextAssembler, FullContext, SlidingWindow
 from callboard.health import RuntimeHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.loop_watchdog import LoopBlock
 from callboard.memories import WindowMemory
 from callboard.memory import Exchange, Memory
 from callboard.models import Model, ScriptedModel
@@ -53,6 +54,7 @@ from callboard_protocol.errors import (
     RunFailedError,
     RuntimeBusyError,
     RuntimeClosedError,
+    RuntimeClosingError,
     ScriptExhaustedError,
     SessionExistsError,
     SessionHeldByAncestorError,
@@ -135,6 +137,7 @@ __all__ = [
     "InvalidArgumentsError",
     "InvalidIdentifierError",
     "LinkPart",
+    "LoopBlock",
     "MailboxFull",
     "Memory",
     "Message",
@@ -177,6 +180,7 @@ __all__ = [
     "RuntimeHealth",
     "RuntimeLimits",
     "RuntimeStats",
+    "RuntimeClosingError",
     "ScriptExhaustedError",
     "ScriptedModel",
     "SessionArtifact",

@@ -205,6 +205,8 @@ class RunAttempt:
         def out_of_time(step: str) -> None:
             if self._ticket.hold is not None and self._ticket.hold.is_suspended:
                 return  # what takes so long is the store's want of room
+            if self._ticket.boundary is not None and self._ticket.boundary.is_closed:
+                return  # or the rest of the run, which the step waits for before it is left
             error = StepTimeoutError(
                 f"run {self._ticket.run_id}: step {step} ran past the agent's step_timeout of {limit:g} s",
                 context={"step": step, "step_timeout": limit},
@@ -348,6 +350,9 @@ class RunAttempt:
         if self._ticket.stop is not None and not isinstance(error, StopRun | StoreError):
             # Whatever its pattern makes of being stopped, that is why the run ends.
             error = self._ticket.stop
+        elif isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            # By the loop, which is about to end without the runtime having been closed.
+            error = StopRun("interrupted")
         elif isinstance(error, asyncio.CancelledError):
             # Nobody stopped this run: its own code awaited something that was cancelled.
             error = failed(f"agent {self._agent.id!r}", error)
@@ -548,6 +553,11 @@ def _stop_in(group: BaseExceptionGroup[BaseException]) -> StopRun | None:
             found.append(error)
     ending = [stop for stop in found if stop.stop_reason != "suspended"]
     return ending[0] if ending else StopRun("suspended", pending=tuple(call for stop in found for call in stop.pending))
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and bool(task.cancelling())
 
 
 def _first_of(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException | None:

@@ -1,8 +1,21 @@
 """How much a runtime takes on, and how much it has in hand."""
 
-from pydantic import Field
+from datetime import timedelta
+from typing import Annotated
 
-from callboard_protocol.base import Duration, Frozen, Given
+from pydantic import AfterValidator, Field
+
+from callboard_protocol.base import Duration, Frozen, Given, as_seconds
+
+
+def _at_least_a_beat(duration: float | timedelta) -> float | timedelta:
+    if as_seconds(duration) < _SHORTEST_BLOCK:
+        raise ValueError(f"at least {_SHORTEST_BLOCK} s, or None for never")
+    return duration
+
+
+_SHORTEST_BLOCK = 0.01
+"""Seconds; to notice less, the loop would have to be disturbed all the time."""
 
 
 class RuntimeLimits(Given):
@@ -18,6 +31,8 @@ class RuntimeLimits(Given):
         max_store_bytes: live data the store may hold, at least 1 MiB; None is no limit. No work begins past three
             quarters of it (or 64 MiB before it): the rest is kept for the outcomes of what has begun.
         min_free_bytes: space that must be left on the store's disk for work to begin, at least 1 MiB; None is 64 MiB.
+        loop_blocked_after: seconds or a timedelta, at least 0.01 s, that the event loop may stand still before that is
+            told (`runtime.loop_blocked`, a warning in the log, `runtime.health()`); None watches nothing.
     """
 
     max_concurrent_runs: int = Field(default=1000, ge=1)
@@ -28,6 +43,7 @@ class RuntimeLimits(Given):
     max_tool_processes: int = Field(default=4, ge=1)
     max_store_bytes: int | None = Field(default=None, ge=1 << 20)
     min_free_bytes: int | None = Field(default=None, ge=1 << 20)
+    loop_blocked_after: Annotated[Duration, AfterValidator(_at_least_a_beat)] | None = 1.0
 
 
 class RuntimeStats(Frozen):

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from callboard.agents import Agent
+from callboard.boundary import StepBoundary
 from callboard.budgets import Claim
 from callboard.directory import Directory
 from callboard.journal import RunJournal, Unfit
@@ -125,6 +126,7 @@ class LiveRun:
         self.meter = RunMeter()
         journal.tell = self._landed
         self.hold = journal.hold = StorageHold(self, session)
+        self.boundary = ticket.boundary = StepBoundary(ticket.interrupt)
         self.deps: Any = None
         self.instructions = agent.instructions
         self.attempt = max(1, journal.attempt)
@@ -202,14 +204,21 @@ class LiveRun:
         raise self.ticket.stop
 
     async def be_ready(self) -> None:
-        """Let nothing begin whose outcome the store has no room for: wait until it has.
+        """Let nothing begin whose outcome the store has no room for: wait until it has. Nor does anything begin in a
+        run that is about to be left to a later start.
 
         Raises:
             StopRun: the run is being stopped.
         """
         self.heed_stop()
         if not self.directory.store.has_room:
-            await self.hold.wait_for_room()
+            self.boundary.rest(acting=True)
+            try:
+                await self.hold.wait_for_room()
+            finally:
+                self.boundary.go_on(acting=True)
+        if self.boundary.is_closed:
+            await self.boundary.stay()
 
     # ---- records
 

@@ -47,6 +47,7 @@ async def generate(
         OutputValidationError: the answer never fitted the contract.
     """
     step = scope.begin("generate")
+    run.boundary.begin()
     try:
         history, new, fit = _explicit(scope, messages)
         response = await _ask(run, scope, step, history, new, fit, contract)
@@ -67,6 +68,7 @@ async def generate(
         raise AssertionError("the loop above returns or raises")
     finally:
         scope.end()
+        run.boundary.end()
 
 
 def feedback_for(problem: str) -> str:

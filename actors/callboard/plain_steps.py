@@ -39,6 +39,7 @@ async def run_function(
     if not callable(fn):
         raise UsageError(f"ctx.step({name!r}, ...) got {fn!r:.60}, which is no function", hint=_HOW)
     step = scope.begin(f"step {name!r}")
+    run.boundary.begin()
     try:
         adapter = _returns(fn)
         fit = fingerprint((args, kwargs)) if args or kwargs else b""
@@ -52,6 +53,7 @@ async def run_function(
         return adapter.validate_python(recorded.value)
     finally:
         scope.end()
+        run.boundary.end()
 
 
 async def _execute(

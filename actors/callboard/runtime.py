@@ -13,12 +13,14 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
+from callboard.closing import Closing
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
 from callboard.entries import result_of
 from callboard.event_bus import EventBus, Subscription, Watchers
 from callboard.health import RuntimeHealth
 from callboard.kernel import ActorRestart, ActorSystem, ChildSpec
 from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.loop_watchdog import LoopBlock, LoopWatchdog
 from callboard.model_gateway import ModelGateway
 from callboard.requests import RunOptions, request_for
 from callboard.results import read_result
@@ -33,7 +35,6 @@ from callboard_protocol.base import as_seconds, check_identifier, check_name
 from callboard_protocol.commands import (
     CancelRun,
     DecideCall,
-    DrainRuns,
     FollowRun,
     RecoverRuns,
     SendSignal,
@@ -41,7 +42,7 @@ from callboard_protocol.commands import (
     Subscribe,
     Unsubscribe,
 )
-from callboard_protocol.errors import ActorError, RuntimeClosedError, UsageError
+from callboard_protocol.errors import ActorError, RuntimeClosedError, RuntimeClosingError, UsageError
 from callboard_protocol.event_base import Event
 from callboard_protocol.events import check_known_name
 from callboard_protocol.failures import describe
@@ -64,8 +65,9 @@ class Runtime:
         store: a directory, which is made where it is missing; None keeps everything in memory; or a `Store`.
         limits: how much it takes on at a time.
         recover: whether unfinished runs of the directory are carried on when it starts.
-        drain_timeout: seconds or a timedelta that runs in flight have to finish when it closes; what is left then is
-            stopped at its last completed step and carried on by the next start.
+        drain_timeout: seconds or a timedelta that runs have, when it closes, to come to the end of the step they are
+            in; a step that takes longer is cut short. The next start carries all of them on. Runs that are not
+            durable have that time to come to their end.
 
     Raises:
         DuplicateAgentError: two different agents have one id.
@@ -92,6 +94,8 @@ class Runtime:
         self._system: ActorSystem | None = None
         self._directory: Directory | None = None
         self._recovering: asyncio.Task[int] | None = None
+        self._closing: Closing | None = None
+        self._watchdog: LoopWatchdog | None = None
         self._is_starting = False
         self._end_watch: Callable[[], None] = _nothing
 
@@ -129,6 +133,8 @@ class Runtime:
         self._system, self._directory = system, directory
         self.agents.directory = directory
         self._end_watch = store.watch_quarantine(self._quarantined)
+        if limits.loop_blocked_after is not None:
+            self._watchdog = LoopWatchdog(system.loop, as_seconds(limits.loop_blocked_after), told=self._loop_blocked)
         try:
             system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
             system.supervise(ChildSpec(GATEWAY, ModelGateway))
@@ -140,37 +146,42 @@ class Runtime:
             await self.aclose()
             raise
 
-    async def aclose(self) -> None:
-        """Take nothing more in, let runs finish within `drain_timeout`, and close the directory.
+    async def aclose(self, *, reason: str = "aclose") -> None:
+        """Take no more runs in, let those in flight come to the end of their step within `drain_timeout`, and close the
+        directory.
 
-        Runs that are left are carried on by the next start. Closing twice is harmless.
+        What is left unfinished is carried on by the next start. Closing twice is harmless: whoever calls this while it
+        closes waits until it has. Cancelling this ends the patience, not the closing: runs are stopped where they are,
+        and the cancellation is raised once all is closed.
+
+        Args:
+            reason: why, for the events.
 
         Raises:
             WrongLoopError: it was opened on another event loop; it stays open.
             ForkedError: it was opened by the parent of this process, and is still the parent's.
         """
-        system, directory = self._system, self._directory
-        if system is None or directory is None:
+        if self._system is None:
             return
-        system.place.require_loop("the runtime")
-        self._system = None
-        self.agents.directory = None
-        began, at_work = time.monotonic(), directory.describe().running
-        directory.announce("runtime.shutdown_requested", {"reason": "aclose", "active_runs": at_work})
-        directory.announce("runtime.shutdown_started", {"active_runs": at_work, "drain_timeout": self._drain_timeout})
+        self._system.place.require_loop("the runtime")
+        if self._closing is None:
+            self._closing = Closing(self._open, self._drain_timeout, reason, ended=self._ended)
+        await self._closing.finished()
+
+    async def _ended(self) -> None:
+        """Nothing acts any more: let go of what is left."""
+        store = self._open.store
+        self._directory = self.agents.directory = None
+        self._end_watch()
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
         try:
-            # An unhealthy runtime has no supervisor left to drain; its runs were stopped when it failed.
-            with contextlib.suppress(ActorError):
-                await directory.supervisor.ask(DrainRuns(within=self._drain_timeout), timeout=None)
-            directory.announce("runtime.shutdown_completed", {"duration": time.monotonic() - began})
+            if self._recovering is not None:
+                await asyncio.gather(self._recovering, return_exceptions=True)
+            await store.close()
         finally:
-            # Also where closing is cancelled: what still runs must not meet a store that is closed already.
-            try:
-                await system.stop()
-            finally:
-                self._end_watch()
-                await directory.store.close()
-                self._directory = None
+            self._system = self._closing = None
 
     def _restarted(self, restart: ActorRestart) -> None:
         """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""
@@ -179,7 +190,7 @@ class Runtime:
             return
         told = {"actor": restart.name, "error": describe(restart.error), "restarts": restart.restarts}
         directory.announce("actor.restarted", told)
-        if restart.name == SUPERVISOR:
+        if restart.name == SUPERVISOR and self._closing is None:
             recovering = asyncio.get_running_loop().create_task(directory.supervisor.ask(RecoverRuns(), timeout=None))
             self._recovering = recovering
 
@@ -192,10 +203,18 @@ class Runtime:
         raw = ("store.record_quarantined", record.run_id, record.session_id, None, time.time(), None, told)
         directory.publish([raw])
 
+    def _loop_blocked(self, block: LoopBlock) -> None:
+        directory = self._directory
+        if directory is None:
+            return
+        told = {name: getattr(block, name) for name in ("duration", "stack", "culprit", "step", "tool")}
+        whose = (block.run_id, block.session_id, block.agent_id)
+        directory.publish([("runtime.loop_blocked", *whose, time.time(), None, told)])
+
     @property
     def _open(self) -> Directory:
         directory = self._directory
-        if directory is None or self._system is None:
+        if directory is None:
             raise RuntimeClosedError("the runtime is not open")
         return directory
 
@@ -376,6 +395,8 @@ class Runtime:
     async def _take_in(
         self, agent: Agent[Any, Any], request: RunRequest, deps: Any, *, is_new: bool, awaited_by: str = ""
     ) -> RunTicket:
+        if self._closing is not None:
+            raise RuntimeClosingError
         message = SubmitRun(
             request=request, agent=agent, model=agent.model, deps=deps, is_new=is_new, awaited_by=awaited_by
         )
@@ -538,14 +559,25 @@ class Runtime:
         return self._open.describe()
 
     def health(self) -> RuntimeHealth:
-        """Whether all its actors are well, and what its store cannot read.
+        """What is wrong, if anything: actors that are not running, a store that is full, stalled or damaged, something
+        that blocks the event loop. From any thread: one that does not answer may be why somebody asks.
 
         Raises:
             RuntimeClosedError: the runtime is not open.
         """
         directory = self._open
         actors = directory.system.health
-        return RuntimeHealth(actors.failures, actors.restarts, directory.store.quarantined())
+        store, watchdog = directory.store, self._watchdog
+        return RuntimeHealth(
+            failures=actors.failures,
+            restarts=actors.restarts,
+            quarantined=store.quarantined(),
+            has_room=store.has_room,
+            held_runs=len(directory.held),
+            stall=store.stalled(),
+            loop_block=None if watchdog is None else watchdog.recent(),
+            draining=self._closing is not None,
+        )
 
 
 def _nothing() -> None:

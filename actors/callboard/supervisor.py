@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from callboard.active_sessions import ActiveSessions
 from callboard.admission import ELSEWHERE, Admission
@@ -53,7 +54,7 @@ from callboard_protocol.errors import (
     RunConflictError,
     RunEndedError,
     RuntimeBusyError,
-    RuntimeClosedError,
+    RuntimeClosingError,
     SessionHeldByAncestorError,
     StoreFullError,
 )
@@ -84,6 +85,11 @@ SupervisorCommand = (
     | DrainRuns
 )
 
+
+logger = logging.getLogger(__name__)
+
+PATIENCE: Final = 5.0
+"""Seconds a run that is stopped may take to end, before the runtime closes without it."""
 
 _NO_RUN = "\0"
 """Holds a session that no run may have for a moment; no run's id can be this."""
@@ -117,6 +123,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._stopped = 0
         self._recovered = 0
         self._draining: asyncio.Future[None] | None = None
+        self._left_over = 0
         self._neighbours = Neighbours(
             directory.store,
             freed=self._session_freed,
@@ -135,8 +142,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     async def submit(self, message: SubmitRun) -> RunTicket:
         """Takes a run in once; the same request again gets the same ticket."""
         request: RunRequest = message.request
-        if self._draining is not None:
-            raise RuntimeClosedError("the runtime is closing: it takes no more runs in")
+        self._refuse_when_closing()
         self._refuse_to_wait_for_itself(message.awaited_by, request.session_id)
         known = self._tickets.get(request.run_id)
         if known is not None:
@@ -164,6 +170,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 # Whatever comes of the session until its turn comes, its log keeps what the checkpoint stands for.
                 await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
             await self._refuse_without_room(request)
+            self._refuse_when_closing()
             self._enqueue(ticket)
             if ticket.task is None and request.durable:
                 await self._write_down(ticket)
@@ -225,6 +232,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         ticket.is_elsewhere = True
         ticket.accept()
         self._neighbours.follow(ticket)
+
+    def _refuse_when_closing(self) -> None:
+        if self._draining is not None:
+            raise RuntimeClosingError
 
     def _refuse_when_full(self, request: RunRequest) -> None:
         limits, admission = self._limits, self._admission
@@ -422,6 +433,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def _put_to_work(self, ticket: RunTicket) -> None:
         self._running += 1
         ticket.is_at_work = False
+        ticket.boundary = None
         ticket.task = asyncio.get_running_loop().create_task(self._attempt(ticket), name=f"run {ticket.run_id}")
         self._directory.attempts.add(ticket.task)
         ticket.task.add_done_callback(self._directory.attempts.discard)
@@ -454,6 +466,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._completed += 1
         elif result.stop_reason != "suspended":
             self._stopped += 1
+        if result.stop_reason == "interrupted":
+            is_written = ticket.entry.began_sequence is not None or ticket.unreadable is not None
+            ticket.accept(None if is_written else RuntimeClosingError())
+            self._left_over += ticket.request.durable and ticket.accepted.exception() is None
         self._publish(
             ticket,
             "session.run.completed",
@@ -680,25 +696,42 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._admit()
         return True
 
-    @handles
-    def drain(self, message: DrainRuns) -> asyncio.Future[None]:
-        """Admits nothing more; stops what still runs when the time is up."""
+    @handles(concurrent=True)
+    async def drain(self, message: DrainRuns) -> int:
+        """Admits nothing more, and has every run left between two steps; stops what still runs when the time is up."""
         loop = asyncio.get_running_loop()
-        draining = self._draining = loop.create_future()
+        if self._draining is None:
+            self._draining = loop.create_future()
+            self._close_down()
+        timer = loop.call_later(message.within, self._interrupt_all)
+        _, resisting = await asyncio.wait([self._draining], timeout=message.within + PATIENCE)
+        timer.cancel()
+        if resisting and not self._draining.done():
+            self._draining.set_result(None)
+            names = ", ".join(task.get_name() for task in self._directory.attempts)
+            logger.error("left behind, because they do not heed being stopped: %s", names)
+        return self._left_over
+
+    def _close_down(self) -> None:
+        assert self._draining is not None
         self._sessions.close()
         self._correspondence.close()
         self._neighbours.close()
         self._look_no_more()
         for ticket in list(self._tickets.values()):
-            if ticket.task is None:
-                # Nobody in this process hears of it again; on disk it keeps its place in the queue.
-                ticket.finish(interrupted(ticket.entry))
+            if ticket.task is not None:
+                ticket.leave()
+                continue
+            # Nobody in this process hears of it again; on disk it keeps its place in the queue.
+            is_queued = ticket.entry.state == RunState.QUEUED and not ticket.is_elsewhere
+            self._left_over += is_queued and ticket.request.durable
+            ticket.finish(interrupted(ticket.entry))
         if not self._running:
-            draining.set_result(None)
-            return draining
-        timer = loop.call_later(message.within, self._interrupt_all)
-        draining.add_done_callback(lambda _: timer.cancel())
-        return draining
+            self._draining.set_result(None)
+
+    def on_stop(self) -> None:
+        """Answers whoever still waits for a run: it is the next start's."""
+        self._answer_all()
 
     def _look_no_more(self) -> None:
         if self._looking_for_room is not None:
@@ -719,6 +752,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._correspondence.close()
         self._look_no_more()
         self._interrupt_all()
+        self._answer_all()
+
+    def _answer_all(self) -> None:
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 ticket.finish(interrupted(ticket.entry))

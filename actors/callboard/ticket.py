@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
+from callboard.boundary import StepBoundary
 from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.stops import StopRun
@@ -32,6 +33,7 @@ class RunTicket:
         stopped_by: who asked for that.
         reason: why they asked.
         crashed: whether the process that ran it last died in the middle of it.
+        boundary: where its attempt can be left; None before it has opened its session.
         deadline: the timer of its `max_duration`.
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
@@ -47,6 +49,7 @@ class RunTicket:
     __slots__ = (
         "accepted",
         "agent",
+        "boundary",
         "crashed",
         "deadline",
         "deps",
@@ -92,6 +95,7 @@ class RunTicket:
         self.has_slot = False
         self.is_at_work = False
         self.is_elsewhere = False
+        self.boundary: StepBoundary | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None
@@ -141,6 +145,15 @@ class RunTicket:
     def is_held(self) -> bool:
         """Whether its attempt waits for room in the store."""
         return self.hold is not None and self.hold.is_suspended
+
+    def leave(self) -> None:
+        """Leave the run to a later start as soon as none of its steps is in flight. One that is not durable goes on: no
+        start would know of it.
+        """
+        if self.boundary is None:
+            self.interrupt()
+        elif self.request.durable:
+            self.boundary.close()
 
     def interrupt(self) -> None:
         """Leave the run to a later start, now: what it holds for want of room is given up."""

@@ -50,18 +50,22 @@ async def perform_call(
     tool_call_id: str | None,
 ) -> StepCompleted:
     """One call from its arguments to its record, through approval, intent and doubt."""
-    fit = fingerprint(raw_arguments)
-    recorded = run.journal.recorded(step, "tool", name, fit)
-    if recorded is not None:
-        run.state.apply(recorded)
-        return recorded
-    call = OpenCall(run, scope, step, name, raw_arguments, fit, tool_call_id)
+    run.boundary.begin()
     try:
-        tool = _find(run, name)
-        arguments = tool.validate(raw_arguments)
-    except CallboardError as problem:
-        return await call.refuse(problem)
-    return await call.make(tool, arguments)
+        fit = fingerprint(raw_arguments)
+        recorded = run.journal.recorded(step, "tool", name, fit)
+        if recorded is not None:
+            run.state.apply(recorded)
+            return recorded
+        call = OpenCall(run, scope, step, name, raw_arguments, fit, tool_call_id)
+        try:
+            tool = _find(run, name)
+            arguments = tool.validate(raw_arguments)
+        except CallboardError as problem:
+            return await call.refuse(problem)
+        return await call.make(tool, arguments)
+    finally:
+        run.boundary.end()
 
 
 def awaited_decision(run: LiveRun, scope: Scope, step: str, call: ToolCall) -> PendingCall | None:

@@ -266,8 +266,9 @@ class UseSessionAlone(Request[Any]):
     work: Live[Callable[[], Awaitable[Any]]]
 
 
-class DrainRuns(Request[None]):
-    """Admit nothing more and bring every run to a step boundary; answered once none is left.
+class DrainRuns(Request[int]):
+    """Admit nothing more and bring every run to a step boundary; answered, once none is left, with how many a later
+    start carries on. Sent again, it can only shorten the time.
 
     Attributes:
         within: seconds after which runs are stopped where they are.

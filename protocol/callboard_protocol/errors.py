@@ -260,6 +260,18 @@ class RuntimeClosedError(ActorError):
     default_hint = "use it inside `async with Runtime(...)`, or between start() and aclose()"
 
 
+class RuntimeClosingError(RuntimeClosedError):
+    """The runtime is about to close, and takes no more runs in."""
+
+    code = "runtime_closing"
+    fault: ClassVar[Fault] = "runtime"
+    default_hint = "submit it to another process on the directory, or once this one has started again"
+    default_retryable = True
+
+    def __init__(self, message: str = "the runtime is closing: it takes no more runs in", **rest: Any) -> None:
+        super().__init__(message, **rest)
+
+
 class UnhealthyError(ActorError):
     """An actor failed more often than its restart limit allows."""
 

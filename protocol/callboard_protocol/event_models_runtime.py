@@ -60,16 +60,24 @@ class StoreRecordQuarantined(Event, frozen=True):
 
 
 class RuntimeLoopBlocked(Event, frozen=True):
-    """Something kept the event loop from turning: every session waited for it.
+    """Something kept the event loop from turning: every session waited for it. Published once the loop turns again.
+
+    The event's run, session and agent are those whose code that was, as far as the stack says.
 
     Attributes:
         duration: seconds the loop stood still.
-        stack: where the loop's thread was, the innermost frame last; empty where that is not known.
+        stack: where the loop's thread was meanwhile, the innermost frame last.
+        culprit: the innermost line of it.
+        step: the step of the run.
+        tool: the tool that was called in it.
     """
 
     name: Literal["runtime.loop_blocked"] = "runtime.loop_blocked"
     duration: float
     stack: str = ""
+    culprit: str = ""
+    step: str | None = None
+    tool: str | None = None
 
 
 class SubscriberLagged(Event, frozen=True):
@@ -91,32 +99,36 @@ class RuntimeShutdownRequested(Event, frozen=True):
     Attributes:
         reason: who asked, such as ``aclose`` or the name of a signal.
         active_runs: runs that are running.
+        queued_runs: runs that wait for their turn, and stay in the queue for the next start.
+        suspended_runs: runs that wait for a decision or for room in the store.
     """
 
     name: Literal["runtime.shutdown_requested"] = "runtime.shutdown_requested"
     reason: str = ""
     active_runs: int = 0
+    queued_runs: int = 0
+    suspended_runs: int = 0
 
 
 class RuntimeShutdownStarted(Event, frozen=True):
-    """Runs have until the drain timeout to reach the end of their step.
+    """Runs have until the drain timeout to reach the end of their step, and those that are not durable their own end.
 
     Attributes:
         active_runs: runs that are running.
-        drain_timeout: seconds they have; None is as long as they need.
+        drain_timeout: seconds they have.
     """
 
     name: Literal["runtime.shutdown_started"] = "runtime.shutdown_started"
     active_runs: int = 0
-    drain_timeout: float | None = None
+    drain_timeout: float = 0.0
 
 
 class RuntimeShutdownCompleted(Event, frozen=True):
-    """The runtime is closed.
+    """No run is at work any more; the runtime is closed.
 
     Attributes:
-        interrupted_runs: runs that the next start carries on.
-        duration: seconds it took.
+        interrupted_runs: runs that the next start carries on, those that were queued included.
+        duration: seconds since it was requested.
     """
 
     name: Literal["runtime.shutdown_completed"] = "runtime.shutdown_completed"

@@ -25,6 +25,7 @@ from callboard_storage.lmdb_engine import LARGEST_MAP
 from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.locks import DirectoryTurn, Owner, Owners, one_opens_at_a_time
 from callboard_storage.room import DEFAULT_FREE_BYTES, Room
+from callboard_storage.store import WriteStall
 from callboard_storage.write_queue import WriteQueue
 from callboard_storage.writer import StoreWriter, Wake
 
@@ -84,6 +85,10 @@ class DataDirectory:
     def check_readers(self) -> None:
         """Have the writer free the reader slots of dead processes."""
         self._writer.tell(Wake.CHECK_READERS)
+
+    def stalled(self) -> WriteStall | None:
+        """Why nothing is written; None while commits go through."""
+        return self.queue.turn.stall(self.owners)
 
     def enter(self) -> Owner:
         """An owner for one more store that uses this directory. Blocks.

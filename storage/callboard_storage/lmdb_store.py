@@ -33,6 +33,7 @@ from callboard_storage.store import (
     QuarantinedRecord,
     StoredRecord,
     StoreFigures,
+    WriteStall,
 )
 from callboard_storage.upkeep.verifying import refuse_damaged_pages
 from callboard_storage.uploads import Upload
@@ -277,6 +278,10 @@ class LmdbStore:
     def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
         """Have `told` called with each record that is found from now on."""
         return self._quarantine.watch(told)
+
+    def stalled(self) -> WriteStall | None:
+        """Why commits do not go through."""
+        return self._opened().stalled()
 
     async def delete_session(self, session_id: str) -> Deletion:
         """Remove a session."""

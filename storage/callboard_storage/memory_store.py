@@ -47,6 +47,7 @@ from callboard_storage.store import (
     QuarantinedRecord,
     StoredRecord,
     StoreFigures,
+    WriteStall,
 )
 
 ResultT = TypeVar("ResultT")
@@ -319,6 +320,10 @@ class MemoryStore:
     def quarantined(self) -> Sequence[QuarantinedRecord]:
         """What it has found that cannot be read."""
         return self._quarantine.records()
+
+    def stalled(self) -> WriteStall | None:
+        """Nothing keeps memory waiting."""
+        return None
 
     def watch_quarantine(self, told: Callable[[QuarantinedRecord], None]) -> Callable[[], None]:
         """Have `told` called with each record that is found from now on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from callboard_protocol.errors import CallboardError
 from callboard_protocol.letters import Letter
@@ -18,6 +18,9 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 
 Acknowledge: TypeAlias = Callable[[CallboardError | None], None]
 """Called on the committer's loop: None once the batch is on disk, the error if it was refused and nothing of it is."""
+
+StallCause: TypeAlias = Literal["process", "own_write"]
+"""Whose write it is that keeps commits waiting."""
 
 RECORDS_READ_ON_LOOP = 64
 """A longer read goes to a reader thread, so that no read holds the loop up."""
@@ -154,6 +157,34 @@ class QuarantinedRecord:
     code: str
     message: str
     hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStall:
+    """Commits wait, and not for room.
+
+    Attributes:
+        seconds: how long they have.
+        cause: ``process``: another process on the directory has begun to write and does not end it; ``own_write``: a
+            transaction of this process does not end: it is very large, or the disk does not answer.
+        pids: which processes that can be: the stopped ones among those that have the directory open, or all of them
+            where none is known to be stopped.
+        stopped: whether those processes are stopped (SIGSTOP, a debugger, a frozen container).
+    """
+
+    seconds: float
+    cause: StallCause
+    pids: tuple[int, ...] = ()
+    stopped: bool = False
+
+    def __str__(self) -> str:
+        since = f"no commit has gone through for {self.seconds:.0f} s"
+        if self.cause == "own_write":
+            return f"{since}: one is very large, or the disk does not answer"
+        who = f"process {', '.join(map(str, self.pids))}" if self.pids else "another process"
+        if self.stopped:
+            return f"{since}: {who} was stopped inside a write; continue it (SIGCONT) or kill it"
+        return f"{since}: {who} is inside a write"
 
 
 class Batch(Protocol):
@@ -421,6 +452,10 @@ class Store(Protocol):
         Returns:
             Ends that.
         """
+        ...
+
+    def stalled(self) -> WriteStall | None:
+        """Why commits do not go through, once they have not for a second; None while they do."""
         ...
 
     async def delete_session(self, session_id: str) -> Deletion:

@@ -13,6 +13,7 @@ from callboard_storage.batch import FrameBatch
 from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_storage.store import Acknowledge, Fence
 from callboard_storage.uploads import Upload
+from callboard_storage.write_turn import WriteTurn
 
 GROUP_BYTES = 8 * 1024 * 1024
 """How much one transaction takes; what waits beyond that goes into the next one, in order."""
@@ -76,12 +77,14 @@ class WriteQueue:
     Attributes:
         commits: transactions committed so far.
         batches: batches those held together.
+        turn: what the writer is at.
     """
 
     def __init__(self, wake: Callable[[], None], group_bytes: int = GROUP_BYTES) -> None:
         self._wake = wake
         self.commits = 0
         self.batches = 0
+        self.turn = WriteTurn()
         self._waiting: deque[Commit | Operation] = deque()
         self._uploading: deque[Commit] = deque()
         self._behind: dict[str, list[Commit | Operation]] = {}

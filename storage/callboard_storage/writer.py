@@ -233,8 +233,11 @@ class StoreWriter(pykka.ThreadingActor):
         transaction: WriteTransaction | None = None
         is_committing = False
         self._standings.begin()
+        turn = self._queue.turn
         try:
+            turn.waits()
             transaction = self._environment.begin_write()
+            turn.begins()
             if transaction.id != self._last_transaction + 1:
                 # Another process has committed since.
                 self._standings.forget()
@@ -250,6 +253,8 @@ class StoreWriter(pykka.ThreadingActor):
             if transaction is None or not is_committing or not self._is_there_after_all(is_there):
                 self._standings.take_back()
                 return self._as_ours(failure)
+        finally:
+            turn.ends()
         # One that changed nothing leaves its number to the next that does, which may be another process's.
         self._last_transaction = transaction.id if transaction.has_changes else transaction.id - 1
         self._queue.commits += 1

@@ -17,6 +17,7 @@ from callboard import (
     RunContext,
     RunInfo,
     RuntimeClosedError,
+    RuntimeClosingError,
     ScriptedModel,
     ToolCall,
     UnknownAgentError,
@@ -163,29 +164,45 @@ async def test_closing_stops_runs_at_their_last_completed_step_and_the_next_star
 
 
 @pytest.mark.semantics("R5")
-async def test_closing_lets_runs_finish_and_takes_no_more_in_meanwhile(place: Any) -> None:
-    begun, gate = asyncio.Event(), asyncio.Event()
+async def test_closing_waits_for_the_end_of_a_step_begins_no_other_and_takes_nothing_in(place: Any, until: Any) -> None:
+    gate = asyncio.Event()
+
+    @tool
+    async def pay() -> str:
+        """Pay: what is cut short here is in doubt."""
+        place.note("pay")
+        await gate.wait()
+        return "paid"
 
     async def pattern(ctx: RunContext[Any]) -> str:
-        begun.set()
-        await gate.wait()
-        await ctx.step("act", act)
-        return "done"
+        paid = await ctx.call_tool("pay")
+        await ctx.step("book", book)
+        return str(paid)
 
-    agent = Agent("worker", pattern=pattern)
+    async def book() -> None:
+        place.note("book")
+
+    agent = Agent("worker", pattern=pattern, tools=[pay])
     async with place.runtime(agent, drain_timeout=20) as runtime:
-        handle = await runtime.submit(agent, "x", run_id="r")
-        await begun.wait()
+        kept = await runtime.submit(agent, "x", run_id="kept")
+        lost = await runtime.submit(agent, "x", run_id="lost", durable=False)
+        await until(lambda: place.noted == ["pay", "pay"])
         closing = asyncio.ensure_future(runtime.aclose())
         await asyncio.sleep(0)
-        with pytest.raises(RuntimeClosedError):
+        with pytest.raises(RuntimeClosingError):
             await runtime.submit(agent, "x")
+        assert runtime.health().draining
         assert not closing.done()
         gate.set()
         await closing
-        assert (await handle.result()).output == "done"
+        assert (await kept.result()).stop_reason == "interrupted"
+        assert (await lost.result()).output == "paid"
         with pytest.raises(RuntimeClosedError):
             runtime.stats()
+    assert place.noted == ["pay", "pay", "book"]
+    async with place.runtime(agent) as runtime:
+        assert (await runtime.wait("kept")).output == "paid"
+    assert place.noted == ["pay", "pay", "book", "book"]
 
 
 @pytest.mark.semantics("R6")

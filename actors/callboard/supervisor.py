@@ -119,6 +119,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._tickets: dict[str, RunTicket] = {}
         self._last_order = 0
         self._running = 0
+        self._being_taken_in = 0
         self._completed = 0
         self._stopped = 0
         self._recovered = 0
@@ -161,6 +162,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         )
         ticket = RunTicket(entry, message.agent, message.model, message.deps)
         self._tickets[request.run_id] = ticket
+        self._being_taken_in += 1
         try:
             if not message.is_new:
                 stored = await self._store.read_run(request.run_id)
@@ -192,6 +194,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if ticket.task is None:
                 self._forget(ticket, problem)
             raise
+        finally:
+            self._being_taken_in -= 1
+            self._look_whether_drained()
         return ticket
 
     async def _write_down(self, ticket: RunTicket, reason: str = "") -> None:
@@ -522,8 +527,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if not keeps_session:
             self._admission.release(ticket.run_id, ticket.session_id)
             self._tickets.pop(ticket.run_id, None)
-        if self._draining is not None and not self._running and not self._draining.done():
-            self._draining.set_result(None)
+        self._look_whether_drained()
 
     @handles
     def leave_slot(self, message: LeaveSlot) -> None:
@@ -713,7 +717,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         return self._left_over
 
     def _close_down(self) -> None:
-        assert self._draining is not None
         self._sessions.close()
         self._correspondence.close()
         self._neighbours.close()
@@ -726,7 +729,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
             is_queued = ticket.entry.state == RunState.QUEUED and not ticket.is_elsewhere
             self._left_over += is_queued and ticket.request.durable
             ticket.finish(interrupted(ticket.entry))
-        if not self._running:
+        self._look_whether_drained()
+
+    def _look_whether_drained(self) -> None:
+        is_busy = self._running or self._being_taken_in
+        if self._draining is not None and not is_busy and not self._draining.done():
             self._draining.set_result(None)
 
     def on_stop(self) -> None:

@@ -227,9 +227,11 @@ class Flights:
         """Cancel what runs and wait for it, but not for ever."""
         if self._timer is not None:
             self._timer.cancel()
+        # One that was told to end already is busy with that, and a second cancellation would cut it short.
+        busy_ending = {flight.task for flight in self._flights.values() if flight.told_to_end is not None}
         tasks = {flight.task for flight in self._flights.values()} | self._left
         self._flights.clear()
-        for task in tasks:
+        for task in tasks - busy_ending:
             task.cancel()
         if tasks:
             _, stubborn = await asyncio.wait(tasks, timeout=PATIENCE)

@@ -14,6 +14,7 @@ from callboard.run import RunContext
 from callboard.run_handle import RunHandle, RunStream
 from callboard.run_info import RunInfo
 from callboard.runtime import Runtime
+from callboard.signal_drain import SignalDrain, drain_on_signals
 from callboard.sync_runtime import SyncRuntime
 from callboard.tool import FunctionTool, tool
 from callboard.tool_steps import ToolResult
@@ -177,10 +178,10 @@ __all__ = [
     "Runtime",
     "RuntimeBusyError",
     "RuntimeClosedError",
+    "RuntimeClosingError",
     "RuntimeHealth",
     "RuntimeLimits",
     "RuntimeStats",
-    "RuntimeClosingError",
     "ScriptExhaustedError",
     "ScriptedModel",
     "SessionArtifact",
@@ -189,6 +190,7 @@ __all__ = [
     "SessionHead",
     "SessionHeldByAncestorError",
     "SessionLockedError",
+    "SignalDrain",
     "SlidingWindow",
     "StepFailedError",
     "StepTimeoutError",
@@ -229,6 +231,7 @@ __all__ = [
     "WouldDeadlockError",
     "WrongLoopError",
     "__version__",
+    "drain_on_signals",
     "tool",
 ]
 

@@ -26,7 +26,7 @@ SECONDS_REMEMBERED: Final = 60.0
 """How long a block shows in the runtime's health after it has ended."""
 
 _FRAMES_SHOWN: Final = 40
-_WAITS_FOR_WORK: Final = frozenset({"selectors", "asyncio.base_events", "asyncio.runners", "uvloop", "threading"})
+_WAITS_FOR_WORK: Final = frozenset({"selectors", "asyncio.base_events", "asyncio.runners", "uvloop"})
 """Modules whose code is innermost in the loop's thread while the loop has nothing to do."""
 
 

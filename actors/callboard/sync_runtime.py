@@ -15,6 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
+from callboard.health import RuntimeHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.requests import RunOptions
 from callboard.run_handle import RunHandle
@@ -92,8 +93,16 @@ def _each(call: Callable[..., Any], begin: Callable[[], AsyncIterator[Event]]) -
             call(events.aclose)
 
 
+def _not_open() -> RuntimeClosedError:
+    return RuntimeClosedError("the runtime is not open", hint="use it inside `with SyncRuntime(...)`")
+
+
 class SyncRuntime:
     """`Runtime` for threads: open it with ``with``, call it from any thread but an event loop's own.
+
+    However the block is left, by its end, an exception or Ctrl-C, the runtime closes as `Runtime.aclose` says, and
+    calls that wait in other threads get their answers. Interrupted while it closes, it stops the runs where they are,
+    and closes all the same.
 
     Args:
         agents: as for `Runtime`.
@@ -115,6 +124,7 @@ class SyncRuntime:
         self._runtime = Runtime(agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout)
         self._opening: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
+        self._ending = threading.Lock()
         self._thread = 0
         self._process = 0
 
@@ -147,7 +157,8 @@ class SyncRuntime:
             raise
 
     def close(self) -> None:
-        """Close the runtime and end its thread. Closing twice is harmless.
+        """Close the runtime as `Runtime.aclose` does, and end its thread. Closing twice is harmless: a second thread
+        that calls this waits until it is closed.
 
         Raises:
             WouldDeadlockError: called on that thread; it stays open.
@@ -156,21 +167,34 @@ class SyncRuntime:
         if self._portal is None:
             return
         self._require_place()
-        try:
-            self._call(self._runtime.aclose)
-        finally:
-            self._end()
+        with self._ending:
+            if self._opening is None:
+                return
+            try:
+                self._call(self._runtime.aclose)
+            finally:
+                self._end()
 
     def _end(self) -> None:
-        opening, self._opening, self._portal = self._opening, None, None
-        if opening is not None:
+        opening, portal = self._opening, self._portal
+        self._opening = self._portal = None
+        if opening is not None and portal is not None:
+            # Whatever still runs there is cancelled: an `aclose` that its caller was interrupted in hurries then.
+            with contextlib.suppress(RuntimeError):  # another thread that was about to call has found it stopped
+                portal.call(portal.stop, True)
             opening.__exit__(None, None, None)
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
-        if self._portal is None:
-            raise RuntimeClosedError("the runtime is not open", hint="use it inside `with SyncRuntime(...)`")
+        portal = self._portal
+        if portal is None:
+            raise _not_open()
         self._require_place()
-        answer: T = self._portal.call(function, *args)
+        try:
+            answer: T = portal.call(function, *args)
+        except RuntimeError:
+            if self._portal is portal:
+                raise
+            raise _not_open() from None  # another thread has closed it meanwhile
         return answer
 
     def _require_place(self) -> None:
@@ -259,3 +283,7 @@ class SyncRuntime:
     def stats(self) -> RuntimeStats:
         """As `Runtime.stats`."""
         return self._runtime.stats()
+
+    def health(self) -> RuntimeHealth:
+        """As `Runtime.health`, also while the runtime's loop is blocked."""
+        return self._runtime.health()

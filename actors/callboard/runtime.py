@@ -80,7 +80,7 @@ class Runtime:
         store: str | os.PathLike[str] | Store | None = None,
         limits: RuntimeLimits | None = None,
         recover: bool = True,
-        drain_timeout: float | timedelta = 0.0,
+        drain_timeout: float | timedelta = 5.0,
     ) -> None:
         self.agents = Agents(agents)
         if not isinstance(limits, RuntimeLimits | None):

@@ -119,7 +119,7 @@ class SyncRuntime:
         store: str | os.PathLike[str] | Store | None = None,
         limits: RuntimeLimits | None = None,
         recover: bool = True,
-        drain_timeout: float | timedelta = 0.0,
+        drain_timeout: float | timedelta = 5.0,
     ) -> None:
         self._runtime = Runtime(agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout)
         self._opening: AbstractContextManager[BlockingPortal] | None = None

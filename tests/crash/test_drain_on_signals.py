@@ -121,6 +121,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
+@pytest.mark.semantics("R20")
 @pytest.mark.parametrize(
     ("kind", "number"),
     [

@@ -61,6 +61,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.semantics("E16")
 @pytest.mark.parametrize(
     ("how", "stopped"),
     [("signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)", True), ("sys.stdin.readline()", False)],

@@ -194,6 +194,7 @@ async def test_a_model_call_that_outlasts_the_drain_timeout_is_cut_short_and_mad
     assert len(world.noted) == 2
 
 
+@pytest.mark.semantics("R17")
 async def test_runs_that_wait_sleep_or_are_suspended_do_not_hold_up_the_closing(world: World) -> None:
     @tool(approval=True)
     async def act() -> str:
@@ -232,6 +233,7 @@ async def test_runs_that_wait_sleep_or_are_suspended_do_not_hold_up_the_closing(
         assert (await asyncio.wait_for(again.wait("queued"), PATIENCE)).output == "done"
 
 
+@pytest.mark.semantics("R16")
 async def test_a_run_that_is_being_taken_in_is_on_disk_or_refused(world: World) -> None:
     async def pattern(ctx: RunContext[Any]) -> str:
         await asyncio.Event().wait()
@@ -285,6 +287,7 @@ async def test_a_second_aclose_waits_for_the_first(world: World) -> None:
     await runtime.aclose()
 
 
+@pytest.mark.semantics("R18")
 async def test_a_cancelled_aclose_stops_the_runs_at_once_and_closes_the_store_behind_the_actors(world: World) -> None:
     order: list[str] = []
 
@@ -324,6 +327,7 @@ async def test_a_cancelled_aclose_stops_the_runs_at_once_and_closes_the_store_be
         assert (await again.runs.get("r")).state == "interrupted"
 
 
+@pytest.mark.semantics("R21")
 def test_a_loop_that_ends_without_closing_leaves_its_runs_to_the_next_start(tmp_path: Path) -> None:
     async def pattern(ctx: RunContext[Any]) -> str:
         if ctx.attempt == 1:
@@ -387,6 +391,7 @@ def _slots(path: Path) -> int:
     return 0 if table.startswith("(no active readers)") else len(table.splitlines()) - 1
 
 
+@pytest.mark.semantics("R19")
 async def test_nothing_outlives_a_runtime(tmp_path: Path) -> None:
     world = World(tmp_path)
     agent = in_an_undeclared_tool(world)

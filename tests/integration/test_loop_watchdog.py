@@ -92,6 +92,7 @@ def in_a_branch(until: Callable[[], bool]) -> Agent[Any, Any]:
     return Agent("worker", pattern=pattern)
 
 
+@pytest.mark.semantics("E15")
 @pytest.mark.parametrize(
     ("place", "step", "tool_name"),
     [

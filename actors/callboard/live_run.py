@@ -176,14 +176,18 @@ class LiveRun:
         return self._running_before + now - self._started - paused
 
     def pause(self) -> None:
-        """A branch of the run waits. Pair with `unpause`; time that several branches wait counts once."""
+        """A branch of the run waits, and can be left to a later start meanwhile. Pair with `unpause`; time that several
+        branches wait counts once.
+        """
         if not self._pauses:
             self._pause_began = time.monotonic()
         self._pauses += 1
+        self.boundary.rest(acting=False)
 
     def unpause(self) -> None:
         """It goes on."""
         self._pauses -= 1
+        self.boundary.go_on(acting=False)
         if not self._pauses:
             self._paused += time.monotonic() - self._pause_began
 

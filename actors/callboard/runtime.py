@@ -160,7 +160,11 @@ class Runtime:
         Raises:
             WrongLoopError: it was opened on another event loop; it stays open.
             ForkedError: it was opened by the parent of this process, and is still the parent's.
+            UsageError: the reason is no text.
         """
+        given: object = reason
+        if not isinstance(given, str):
+            raise UsageError(f"reason={reason!r:.60} is no text", hint="aclose(reason='deployment')")
         if self._system is None:
             return
         self._system.place.require_loop("the runtime")

@@ -8,12 +8,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from callboard.runtime import Runtime
 from callboard_protocol.errors import RuntimeClosedError, UsageError
-
-if TYPE_CHECKING:
-    from callboard.runtime import Runtime
 
 _HOW = "signals=(signal.SIGTERM, signal.SIGINT)"
 _NOBODY_HEARS = frozenset({signal.SIGKILL, signal.SIGSTOP})
@@ -28,6 +26,12 @@ class SignalDrain:
     """
 
     def __init__(self, runtime: Runtime, signals: Iterable[int]) -> None:
+        given: object = runtime
+        if not isinstance(given, Runtime):
+            raise UsageError(
+                f"drain_on_signals got a {type(given).__name__}, which is no Runtime",
+                hint="leave the `with` block of a SyncRuntime by an exception instead; it drains then",
+            )
         try:
             self._signals = [signal.Signals(number) for number in signals]
         except (ValueError, TypeError):
@@ -50,6 +54,8 @@ class SignalDrain:
                 "signals reach the main thread only, and this is another",
                 hint="open the runtime on a loop in the main thread; with SyncRuntime, leave its `with` block",
             )
+        if self._is_in_block:
+            raise UsageError("this block is open already", hint="call drain_on_signals once for each block")
         body = asyncio.current_task()
         assert body is not None
         self._loop, self._body = asyncio.get_running_loop(), body

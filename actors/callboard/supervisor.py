@@ -713,7 +713,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if resisting and not self._draining.done():
             self._draining.set_result(None)
             names = ", ".join(task.get_name() for task in self._directory.attempts)
-            logger.error("left behind, because they do not heed being stopped: %s", names)
+            logger.error("left behind, as they have not ended %g s after they were stopped: %s", PATIENCE, names)
         return self._left_over
 
     def _close_down(self) -> None:
@@ -738,7 +738,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     def on_stop(self) -> None:
         """Answers whoever still waits for a run: it is the next start's."""
-        self._answer_all()
+        for ticket in list(self._tickets.values()):
+            ticket.finish(interrupted(ticket.entry))
 
     def _look_no_more(self) -> None:
         if self._looking_for_room is not None:
@@ -759,9 +760,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._correspondence.close()
         self._look_no_more()
         self._interrupt_all()
-        self._answer_all()
-
-    def _answer_all(self) -> None:
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 ticket.finish(interrupted(ticket.entry))

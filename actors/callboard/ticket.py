@@ -150,9 +150,11 @@ class RunTicket:
         """Leave the run to a later start as soon as none of its steps is in flight. One that is not durable goes on: no
         start would know of it.
         """
+        if not self.request.durable:
+            return
         if self.boundary is None:
             self.interrupt()
-        elif self.request.durable:
+        else:
             self.boundary.close()
 
     def interrupt(self) -> None:

@@ -455,7 +455,11 @@ class Store(Protocol):
         ...
 
     def stalled(self) -> WriteStall | None:
-        """Why commits do not go through, once they have not for a second; None while they do."""
+        """Why commits do not go through, once that takes longer than any ordinary one; None while they do.
+
+        Raises:
+            StoreClosedError: it is not open.
+        """
         ...
 
     async def delete_session(self, session_id: str) -> Deletion:

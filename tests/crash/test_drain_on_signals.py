@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from callboard import Agent, RunContext, Runtime, RuntimeClosedError, UsageError, drain_on_signals
+from callboard import Agent, RunContext, Runtime, RuntimeClosedError, SyncRuntime, UsageError, drain_on_signals
 from callboard_storage.lmdb_store import LmdbStore
 
 pytestmark = pytest.mark.anyio
@@ -224,6 +224,11 @@ async def test_misuse_is_refused_at_the_door() -> None:
         for bad in (["TERM"], [0], [9999], 15):
             with pytest.raises(UsageError, match="are not signals"):
                 drain_on_signals(runtime, bad)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="got a SyncRuntime, which is no Runtime"):
+            drain_on_signals(SyncRuntime())  # type: ignore[arg-type]
+        async with drain_on_signals(runtime) as drain:
+            with pytest.raises(UsageError, match="open already"):
+                await drain.__aenter__()
         with pytest.raises(UsageError, match="no process hears of SIGKILL"):
             drain_on_signals(runtime, [signal.SIGTERM, signal.SIGKILL])
 

@@ -373,10 +373,11 @@ async def test_a_pattern_that_resists_being_stopped_does_not_keep_the_runtime_op
 
     agent = Agent("worker", pattern=pattern)
     async with world.runtime(agent) as runtime:
-        await runtime.submit(agent, "go", run_id="stubborn")
+        handle = await runtime.submit(agent, "go", run_id="stubborn")
         await asyncio.wait_for(world.begun.wait(), PATIENCE)
         await asyncio.wait_for(runtime.aclose(), PATIENCE)
-    assert "do not heed being stopped: run stubborn" in caplog.text
+    assert "after they were stopped: run stubborn" in caplog.text
+    assert (await asyncio.wait_for(handle.result(), PATIENCE)).stop_reason == "interrupted"
     give_up.set()
     await asyncio.sleep(0)
 

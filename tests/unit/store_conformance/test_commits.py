@@ -351,3 +351,9 @@ async def test_opening_twice_is_harmless(store, desk, make):
     await store.open()
     await desk.append(0, make.began())
     assert await desk.records() == [make.began()]
+
+
+async def test_a_store_whose_commits_go_through_is_not_stalled(store, desk, make):
+    assert store.stalled() is None
+    await desk.append(0, make.began())
+    assert store.stalled() is None

@@ -609,7 +609,7 @@ async def test_an_outcome_that_could_not_persist_is_met_again_on_replay(tmp_path
                 caught.append((error.code, error.message))
         return await ctx.step("wait", wait)
 
-    async with Runtime([patterned(pattern)], store=tmp_path / "data") as runtime:
+    async with Runtime([patterned(pattern)], store=tmp_path / "data", drain_timeout=0) as runtime:
         await runtime.submit("patterned", "go", run_id="r")
         await stop_here.wait()
     go_on.set()
@@ -638,7 +638,7 @@ async def test_a_pattern_that_asks_for_something_else_on_replay_is_stopped_and_s
         await ctx.step("hang", hang)
         return "not reached"
 
-    async with Runtime([patterned(pattern)], store=tmp_path / "data") as runtime:
+    async with Runtime([patterned(pattern)], store=tmp_path / "data", drain_timeout=0) as runtime:
         await runtime.submit("patterned", "go", run_id="r", session_id="s")
         await stop_here.wait()
     async with Runtime([patterned(pattern)], store=tmp_path / "data") as runtime:
@@ -735,7 +735,7 @@ async def test_a_run_whose_deps_cannot_be_had_at_a_restart_is_parked_until_they_
         return await ctx.step("wait", wait)
 
     agent = patterned(pattern, deps=deps)
-    async with Runtime([agent], store=tmp_path / "data") as runtime:
+    async with Runtime([agent], store=tmp_path / "data", drain_timeout=0) as runtime:
         await runtime.submit(agent, "go", run_id="r")
         await began.wait()
     is_down = True

@@ -22,6 +22,7 @@ from callboard import (
     RunContext,
     Runtime,
     RuntimeClosedError,
+    RuntimeClosingError,
     ScriptedModel,
     StoreInUseError,
     StoreOpenError,
@@ -127,7 +128,7 @@ async def test_a_run_in_flight_when_the_runtime_closes_is_told_so_and_carried_on
         return await ctx.step("wait", wait)
 
     patient = Agent("patient", pattern=pattern)
-    async with Runtime([patient], store=tmp_path / "data") as runtime:
+    async with Runtime([patient], store=tmp_path / "data", drain_timeout=0) as runtime:
         handle = await runtime.submit(patient, "wait", run_id="r")
         await began.wait()
     assert (await handle.result()).stop_reason == "interrupted"
@@ -144,7 +145,7 @@ async def test_a_submit_while_the_runtime_closes_is_refused(echo: Any, refused: 
     async def pattern(ctx: RunContext[None]) -> str:
         began.set()
         await closing.wait()
-        with refused(RuntimeClosedError, "not open|closing", hint=HOW_TO_OPEN):
+        with refused(RuntimeClosingError, "closing: it takes no more runs in", hint="another process|started again"):
             await runtime.submit(echo, "too late")
         return "refused"
 

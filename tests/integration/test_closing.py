@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ async def test_a_run_that_is_being_taken_in_is_on_disk_or_refused(world: World) 
     taken: set[str] = set()
     refused = 0
     for turns in range(12):
-        runtime = world.runtime(agent, recover=False)
+        runtime = world.runtime(agent, recover=False, drain_timeout=0)
         await runtime.start()
         submitting = [
             asyncio.ensure_future(runtime.submit(agent, "go", run_id=f"{turns}-{n}", session_id=f"{turns}-{n % 2}"))
@@ -372,7 +373,7 @@ async def test_a_pattern_that_resists_being_stopped_does_not_keep_the_runtime_op
         return "at last"
 
     agent = Agent("worker", pattern=pattern)
-    async with world.runtime(agent) as runtime:
+    async with world.runtime(agent, drain_timeout=0) as runtime:
         handle = await runtime.submit(agent, "go", run_id="stubborn")
         await asyncio.wait_for(world.begun.wait(), PATIENCE)
         await asyncio.wait_for(runtime.aclose(), PATIENCE)
@@ -398,9 +399,8 @@ async def test_nothing_outlives_a_runtime(tmp_path: Path) -> None:
     agent = in_an_undeclared_tool(world)
     world.gate.set()
 
-    def left() -> tuple[int, set[str], int]:
-        threads = {thread.name for thread in threading.enumerate()}
-        return len(asyncio.all_tasks()), threads, len(os.listdir("/dev/fd"))
+    def left() -> tuple[set[asyncio.Task[Any]], set[threading.Thread], int]:
+        return asyncio.all_tasks(), set(threading.enumerate()), len(os.listdir("/dev/fd"))
 
     async def live(turn: int) -> None:
         async with world.runtime(agent, drain_timeout=1) as runtime:
@@ -409,13 +409,19 @@ async def test_nothing_outlives_a_runtime(tmp_path: Path) -> None:
 
     await live(0)  # whatever a first use leaves for good is there now
     gc.collect()
-    before = left()
+    tasks, threads, descriptors = left()
     for turn in range(20):
         await live(turn)
     gc.collect()
-    async with asyncio.timeout(PATIENCE):
-        while left() != before:  # noqa: ASYNC110  (a thread that has been told to end has not ended yet)
-            await asyncio.sleep(0.01)
+
+    def outlived() -> tuple[set[asyncio.Task[Any]], set[threading.Thread], int]:
+        more_tasks, more_threads, more_descriptors = left()
+        return more_tasks - tasks, more_threads - threads, max(0, more_descriptors - descriptors)
+
+    deadline = time.monotonic() + PATIENCE
+    while any(outlived()) and time.monotonic() < deadline:  # noqa: ASYNC110  (threads told to end still end)
+        await asyncio.sleep(0.01)
+    assert outlived() == (set(), set(), 0)
     slots = await asyncio.to_thread(_slots, world.path)
     assert slots == 0
 

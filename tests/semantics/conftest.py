@@ -69,7 +69,11 @@ class Place:
         return MemoryStore()
 
     @asynccontextmanager
-    async def runtime(self, *agents: Agent[Any, Any], store: Any = None, **options: Any) -> AsyncIterator[Runtime]:
+    async def runtime(
+        self, *agents: Agent[Any, Any], store: Any = None, drain_timeout: float = 0, **options: Any
+    ) -> AsyncIterator[Runtime]:
+        """A runtime on the directory. What hangs is not waited for when it closes, unless a test says so."""
+        options["drain_timeout"] = drain_timeout
         async with Runtime(agents, store=self.store() if store is None else store, **options) as runtime:
             yield runtime
 

@@ -53,6 +53,7 @@ class RunJournal:
     Attributes:
         tell: called with each record once it is on disk, in order, whatever else befalls whoever appended it.
         hold: how the run waits where the store has no room.
+        got_further: whether a step has succeeded since the run was opened.
     """
 
     def __init__(self, run_id: str, session: Ref[SessionActor], own: Sequence[StoredRecord], *, durable: bool) -> None:
@@ -62,42 +63,56 @@ class RunJournal:
         self._held_back: list[LogRecord] = []
         self.tell: Callable[[LogRecord], object] = _nobody
         self.hold: StorageHold | None = None
-        self.began: RunBegan | None = None
         self.last_start: RunBegan | RunResumed | None = None
+        self.next_ordinal = 0
+        self.got_further = False
+        self._progressed = False
+        self._furthest = 0
+        self.steps = 0
+        self.begin_afresh()
+        for stored in own:
+            self._recall(stored.record)
+        self.got_further = False
+
+    def begin_afresh(self) -> None:
+        """Leave what the run has recorded behind: it counts for its attempts and strikes, and its ordinals go on."""
+        self._furthest = max(self._furthest, self.steps)
+        self._asleep: SleepBegan | None = None
+        self.began: RunBegan | None = None
         self.completed: dict[str, StepCompleted] = {}
         self.intents: dict[str, IntentRecorded] = {}
         self.sleeps: dict[str, SleepBegan] = {}
         self.decisions: dict[tuple[str, Question, int], DecisionMade] = {}
-        self.progressed = False
-        self.next_ordinal = 0
         self.steps = 0
         self.tool_calls: list[str] = []
         self.open_calls: dict[str, str] = {}
         self.last_answer: str | None = None
         self.artifacts: list[RunArtifact] = []
-        for stored in own:
-            self._recall(stored.record)
 
     def _recall(self, record: LogRecord) -> None:
         self.next_ordinal = max(self.next_ordinal, record.ordinal + 1)
-        self._follow(record)
         if isinstance(record, StepCompleted):
+            self._follow(record)
             self.completed[record.step] = record
-            self.progressed = True
+            self._progressed = True
+            self._asleep = None
         elif isinstance(record, RunBegan | RunResumed):
-            self.began = record if isinstance(record, RunBegan) else self.began
+            if isinstance(record, RunBegan):
+                self.begin_afresh()
+                self.began = record
             self.last_start = record
-            self.progressed = False
+            self._progressed = False
         elif isinstance(record, IntentRecorded):
             self.intents[record.step] = record
+            self._asleep = None
         elif isinstance(record, DecisionMade):
             self.decisions[record.step, record.reason, record.attempt] = record
-            self.progressed = True
+            self._progressed = True
         elif isinstance(record, SleepBegan):
-            self.sleeps[record.step] = record
-            self.progressed = True
+            self.sleeps[record.step] = self._asleep = record
+            self._progressed = True
         elif isinstance(record, OutcomeVoided):
-            self.completed.pop(record.step, None)
+            self.void(record.step)
 
     def _landed(self, records: Sequence[LogRecord]) -> None:
         for record in records:
@@ -109,6 +124,8 @@ class RunJournal:
         if not isinstance(record, StepCompleted):
             return
         self.steps += 1
+        if record.error is None:
+            self.got_further = True
         if record.kind == "tool":
             self.tool_calls.append(f"{record.name}({record.run_id}:{record.step})")
         elif record.artifact is not None:
@@ -124,8 +141,28 @@ class RunJournal:
     @property
     def attempt(self) -> int:
         """Which attempt of the run this is; 0 before its first record."""
+        return 0 if self.last_start is None else self.last_start.attempt
+
+    def void(self, step: str) -> None:
+        """Forget an outcome: the step is made again, as if nobody had begun it."""
+        voided = self.completed.pop(step, None)
+        self.intents.pop(step, None)
+        if voided is not None and voided.in_transcript and voided.response is None:
+            self.open_calls[voided.tool_call_id or ""] = voided.name
+
+    def strikes(self, *, crashed: bool) -> int:
+        """Crashes in a row at which the run had a step in flight and nothing new on disk since the start before.
+
+        Args:
+            crashed: whether the last attempt ended by one.
+        """
         start = self.last_start
-        return 0 if start is None else start.attempt if isinstance(start, RunResumed) else 1
+        # What a run that begins afresh does once more does not bring it further than it was.
+        if start is None or (self._progressed and (self.steps > self._furthest or not self._furthest)):
+            return 0
+        # A run that was started in its sleep, and slept on, has done nothing that could end a process.
+        slept = self._asleep is not None and self._asleep.wake_at > start.at
+        return start.strikes + (crashed and not slept)
 
     def in_flight(self) -> str | None:
         """A step whose intent is on disk and whose outcome is not."""

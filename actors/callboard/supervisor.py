@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from callboard import waiting_runs
 from callboard.active_sessions import ActiveSessions
 from callboard.admission import ELSEWHERE, Admission
 from callboard.agents import Agent
@@ -16,20 +17,31 @@ from callboard.budgets import Budgets
 from callboard.checkpoints import fold_at
 from callboard.correspondence import Correspondence
 from callboard.directory import Directory
-from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
+from callboard.entries import (
+    ended_early,
+    interrupted,
+    moved,
+    parked,
+    post_entry,
+    request_digest,
+    result_of,
+    write_entry,
+)
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.neighbours import Neighbours
 from callboard.results import read_result
 from callboard.room import room_in
-from callboard.stops import SessionElsewhere, StopRun, cancelled
+from callboard.stops import SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
+from callboard.waiting_runs import GrowingPauses, StruckRuns
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
 from callboard_protocol.commands import (
     AdoptAgent,
     CancelRun,
     CheckpointSession,
+    ClearStruckRun,
     DecideCall,
     DrainRuns,
     DropAgent,
@@ -41,6 +53,7 @@ from callboard_protocol.commands import (
     RegainSlot,
     ReleaseSession,
     ReserveBudget,
+    ResumeStruckRun,
     SaveCheckpoint,
     SendSignal,
     SettleBudget,
@@ -60,7 +73,6 @@ from callboard_protocol.errors import (
 from callboard_protocol.runs import RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
-from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 
 SupervisorCommand = (
@@ -78,6 +90,8 @@ SupervisorCommand = (
     | SettleBudget
     | LeaveSlot
     | RegainSlot
+    | ResumeStruckRun
+    | ClearStruckRun
     | CheckpointSession
     | ReleaseSession
     | UseSessionAlone
@@ -127,6 +141,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._stopping: set[asyncio.Task[bool]] = set()
         self._correspondence = Correspondence(self._store, self._tickets, self._letter_came)
         self._looking_for_room: asyncio.Task[None] | None = None
+        self._parked = GrowingPauses(waiting_runs.FIRST_PAUSE_PARKED, waiting_runs.LONGEST_PAUSE_PARKED, self._go_on)
+        self._failed = GrowingPauses(waiting_runs.FIRST_PAUSE_FAILED, waiting_runs.LONGEST_PAUSE_FAILED, self._go_on)
+        self._struck = StruckRuns()
         directory.describe = self._describe
 
     # ---- taking runs in
@@ -327,11 +344,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.finish(result_of(ticket.entry))
             self._correspondence.await_expiry(ticket)
             return
+        ticket.is_recovered = True
         if state == RunState.RUNNING:
-            ticket.crashed = True
-            ticket.entry = moved(ticket.entry, RunInput.INTERRUPT)
+            ticket.entry = moved(ticket.entry, RunInput.INTERRUPT, crashed=True)
         if ticket.entry.state == RunState.INTERRUPTED:
-            ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
+            ticket.entry = moved(ticket.entry, RunInput.REQUEUE, pending=())
         if ticket.agent is None:
             self._park_for_agent(ticket)
             return
@@ -346,7 +363,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def _park_for_agent(self, ticket: RunTicket) -> None:
         if ticket.entry.began_sequence is not None:
             self._admission.hold(ticket.run_id, ticket.session_id)
+        before = ticket.entry
         self._park(ticket, f"agent {ticket.request.agent_id!r} is not registered")
+        if ticket.entry != before:
+            post_entry(self._store, ticket.entry)
 
     def _park_unreadable(self, ticket: RunTicket, error: DamagedRecordError, result: RunResult[Any]) -> RunResult[Any]:
         """Keep a run at hand whose session cannot be read. It holds nothing: later runs of the session fare alike."""
@@ -357,26 +377,69 @@ class RunSupervisor(Actor[SupervisorCommand]):
         return result.model_copy(update={"pending": ticket.entry.pending})
 
     def _park(self, ticket: RunTicket, reason: str) -> None:
-        if ticket.entry.state != RunState.PARKED:
-            ticket.entry = moved(ticket.entry, RunInput.PARK)
-        pending = (PendingCall(reason="parked", message=reason),)
-        ticket.entry = ticket.entry.model_copy(update={"pending": pending})
-        self._publish(ticket, "run.parked", {"reason": reason, "pending": pending})
+        ticket.entry = parked(ticket.entry, reason)
+        self._tell_parked(ticket)
+
+    def _tell_parked(self, ticket: RunTicket) -> None:
+        pending = ticket.entry.pending
+        self._publish(ticket, "run.parked", {"reason": pending[0].message, "pending": pending})
 
     @handles
     def adopt(self, message: AdoptAgent) -> None:
-        """Lets runs go on that were parked for want of this agent."""
+        """Lets runs go on that were parked for want of this agent, or of what it brings."""
         agent: Agent[Any, Any] = message.agent
         for ticket in list(self._tickets.values()):
-            is_parked = ticket.agent is None and ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere
-            if is_parked and ticket.request.agent_id == agent.id:
-                ticket.agent, ticket.model = agent, agent.model
-                ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
-                if ticket.entry.began_sequence is None:
-                    self._enqueue(ticket)
-                else:
-                    self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
-                    self._admit()
+            is_parked = ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere and ticket.unreadable is None
+            if is_parked and ticket.task is None and ticket.request.agent_id == agent.id:
+                self._go_on_with(ticket, agent)
+
+    def _go_on_with(self, ticket: RunTicket, agent: Agent[Any, Any]) -> None:
+        ticket.agent, ticket.model = agent, agent.model
+        self._parked.forget(ticket.run_id)
+        self._go_on(ticket)
+
+    def _go_on(self, ticket: RunTicket) -> None:
+        """A run that was between two attempts waits for a slot again."""
+        state = ticket.entry.state
+        if state != RunState.QUEUED:
+            event = RunInput.UNPARK if state == RunState.PARKED else RunInput.REQUEUE
+            ticket.entry = moved(ticket.entry, event, pending=())
+        if ticket.entry.began_sequence is None:
+            self._enqueue(ticket)
+        else:
+            self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
+            self._admit()
+
+    def _wait_for_next_attempt(self, ticket: RunTicket) -> None:
+        """An attempt has ended, and the run has not: it goes on after a pause."""
+        if self._draining is not None:
+            ticket.finish(interrupted(ticket.entry))
+        elif ticket.entry.state == RunState.PARKED:
+            registered = self._agents.get(ticket.request.agent_id)
+            if registered is not None and registered is not ticket.agent:
+                self._go_on_with(ticket, registered)
+                return
+            if not self._parked.has_paused(ticket.run_id):
+                self._tell_parked(ticket)
+            self._parked.begin(ticket)
+        else:
+            self._failed.begin(ticket)
+
+    @handles
+    def resume_struck(self, message: ResumeStruckRun) -> bool:
+        """Lets one run at a time go on that could have caused a crash."""
+        ticket = self._tickets[message.run_id]
+        return self._struck.may_go_on(ticket)
+
+    @handles
+    def clear_struck(self, message: ClearStruckRun) -> None:
+        """Lets the next one go on."""
+        self._clear_struck(message.run_id)
+
+    def _clear_struck(self, run_id: str) -> None:
+        following = self._struck.clear(run_id)
+        if following is not None and self._draining is None:
+            self._go_on(following)
 
     @handles
     def drop(self, message: DropAgent) -> None:
@@ -426,6 +489,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         except SessionElsewhere:
             await self._stand_back(ticket)
             return
+        except StruckRunWaits:
+            self._let_go(ticket, keeps_session=True)
+            self._admit()
+            return
         except BaseException as error:
             self._let_go(ticket)
             ticket.accept(error)
@@ -436,7 +503,14 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if not isinstance(error, Exception):
                 raise
             return
+        if result is None:
+            self._let_go(ticket, keeps_session=ticket.entry.began_sequence is not None)
+            self._tickets[ticket.run_id] = ticket
+            self._wait_for_next_attempt(ticket)
+            self._admit()
+            return
         self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
+        self._forget_pauses(ticket.run_id)
         if ticket.unreadable is not None and self._draining is None:
             result = self._park_unreadable(ticket, ticket.unreadable, result)
         elif result.stop_reason == "completed":
@@ -486,6 +560,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.deadline.cancel()
         self._sessions.leave(ticket.session_id)
         self._budgets.close(ticket.run_id)
+        self._clear_struck(ticket.run_id)
         if ticket.has_slot:
             ticket.has_slot = False
             self._admission.leave_slot()
@@ -501,6 +576,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     @handles
     def leave_slot(self, message: LeaveSlot) -> None:
         """Gives the slot of a run that waits to another."""
+        self._clear_struck(message.run_id)
         ticket = self._tickets.get(message.run_id)
         if ticket is not None and ticket.has_slot:
             ticket.has_slot = False
@@ -527,7 +603,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Opens the run's account with what it had spent, and arms its deadline."""
         ticket = self._tickets[message.run_id]
         assert ticket.agent is not None
-        budget = ticket.request.budget or ticket.agent.budget
+        budget = ticket.limits(ticket.agent)
         self._budgets.open(message.run_id, Limits.of(budget), message.spent)
         if budget.max_duration is not None:
             left = max(0.0, as_seconds(budget.max_duration) - message.running)
@@ -635,6 +711,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return _was_cancelled(ticket)
         ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = cancelled(ticket.run_id, message.by, message.reason)
+        self._forget_pauses(ticket.run_id)
+        self._struck.withdraw(ticket)
         if ticket.task is not None:
             if ticket.stop is not None and ticket.is_held and not ticket.result.done():
                 return False  # it has come to its end, which waits to be written
@@ -678,6 +756,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._correspondence.close()
         self._neighbours.close()
         self._look_no_more()
+        self._wake_nobody()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 # Nobody in this process hears of it again; on disk it keeps its place in the queue.
@@ -688,6 +767,14 @@ class RunSupervisor(Actor[SupervisorCommand]):
         timer = loop.call_later(message.within, self._interrupt_all)
         draining.add_done_callback(lambda _: timer.cancel())
         return draining
+
+    def _forget_pauses(self, run_id: str) -> None:
+        self._parked.forget(run_id)
+        self._failed.forget(run_id)
+
+    def _wake_nobody(self) -> None:
+        self._parked.close()
+        self._failed.close()
 
     def _look_no_more(self) -> None:
         if self._looking_for_room is not None:
@@ -707,6 +794,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._neighbours.close()
         self._correspondence.close()
         self._look_no_more()
+        self._wake_nobody()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -753,7 +841,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         held = len(self._directory.held)
         return RuntimeStats(
             running=self._running - held,
-            queued=self._admission.queued,
+            queued=self._admission.queued + len(self._struck),
             suspended=states.count(RunState.SUSPENDED) + held,
             parked=states.count(RunState.PARKED),
             active_sessions=len(self._sessions),

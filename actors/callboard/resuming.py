@@ -1,0 +1,160 @@
+"""What a run that is resumed leaves behind: its end, and the outcome it failed over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from callboard_protocol.errors import (
+    BudgetExhaustedError,
+    CallboardError,
+    CallInDoubtError,
+    InterruptedByCrashError,
+    OutputValidationError,
+    RunCancelledError,
+    RunNotResumableError,
+    ToolDeniedError,
+)
+from callboard_protocol.records import LogRecord, OutcomeVoided, RunBegan, RunEnded, SessionRewound, StepCompleted
+from callboard_protocol.runs import ErrorDetails
+from callboard_protocol.session_fold import SessionFold
+from callboard_storage.store import StoredRecord
+
+if TYPE_CHECKING:
+    from callboard.journal import RunJournal
+    from callboard.session import OpenedSession
+
+_NEVER_VOIDED = frozenset({CallInDoubtError.code, ToolDeniedError.code})
+"""Outcomes that somebody decided, or would have to."""
+
+_NOT_BY_ITSELF = (BudgetExhaustedError, InterruptedByCrashError, OutputValidationError, RunCancelledError)
+"""Errors that the same run meets again, or that say what somebody wants."""
+
+_LIFECYCLE = "/"
+"""What the identities of the runtime's own steps begin with; they are steps of the root scope."""
+
+
+class WayBack(NamedTuple):
+    """How a run goes back within itself before it goes on.
+
+    Attributes:
+        back_to: the sequence of the last record that counts; None where all of them do.
+        voided: the step whose outcome no longer counts, so that it is made again.
+    """
+
+    back_to: int | None = None
+    voided: str | None = None
+
+
+def way_back(log: Sequence[StoredRecord], own: Sequence[StoredRecord], failure: ErrorDetails | None) -> WayBack:
+    """What a further attempt of a run leaves behind.
+
+    Args:
+        log: its session's records.
+        own: the run's.
+        failure: the error over which it is tried again, where that is not in its last record.
+
+    Raises:
+        RunNotResumableError: it had ended, and its session has moved on since.
+    """
+    end = own[-1]
+    back_to: int | None = None
+    if isinstance(end.record, RunEnded):
+        if log[-1] is not end:
+            raise moved_on(end.record.run_id)
+        back_to, failure = end.sequence - 1, end.record.error_details
+    culprit = None if failure is None else _culprit(own, failure)
+    if culprit is None:
+        return WayBack(back_to)
+    # What the last one said, and what it changed in the session's state, is said and changed anew.
+    return WayBack(culprit.sequence - 1 if culprit.is_last else back_to, culprit.step)
+
+
+def moved_on(run_id: str) -> RunNotResumableError:
+    """The error of a run that has ended in a session that other runs have used since."""
+    return RunNotResumableError(
+        f"the session of run {run_id!r} has moved on since it ended",
+        hint="begin a new run there with resume_from_checkpoint=..., which goes back to any of its steps",
+    )
+
+
+def marker_within(at: SessionFold, own: Sequence[StoredRecord]) -> SessionRewound:
+    """The record by which a run that has begun goes back to where `at` stands."""
+    return at.marker(
+        "", (), run_id=own[-1].record.run_id, at=time.time(), ordinal=max(one.record.ordinal for one in own) + 1
+    )
+
+
+def way_records(journal: RunJournal, opened: OpenedSession) -> Sequence[LogRecord]:
+    """The records by which an attempt goes back before it begins; the journal takes them in."""
+    records: list[LogRecord] = []
+    if opened.rewind is not None:
+        journal.claim_ordinal()
+        records.append(opened.rewind)
+    if opened.voided is not None:
+        reason = "the run failed over it, and is resumed"
+        ordinal = journal.claim_ordinal()
+        journal.void(opened.voided)
+        records.append(
+            OutcomeVoided(run_id=journal.run_id, ordinal=ordinal, at=time.time(), step=opened.voided, reason=reason)
+        )
+    return records
+
+
+def own_since_beginning(own: Sequence[StoredRecord]) -> Sequence[StoredRecord]:
+    """A run's records since it last began."""
+    began = [place for place, stored in enumerate(own) if isinstance(stored.record, RunBegan)]
+    return own[began[-1] :] if began else ()
+
+
+def can_pass(error: BaseException) -> bool:
+    """Whether the same run can succeed later without anyone's doing."""
+    return isinstance(error, CallboardError) and error.retryable and not isinstance(error, _NOT_BY_ITSELF)
+
+
+class _Culprit(NamedTuple):
+    """The outcome a run failed over.
+
+    Attributes:
+        step: whose.
+        sequence: where it is recorded.
+        is_last: whether no other came behind it.
+    """
+
+    step: str
+    sequence: int
+    is_last: bool
+
+
+def _culprit(own: Sequence[StoredRecord], failure: ErrorDetails) -> _Culprit | None:
+    """The outcome a run failed over, if it is a step's. One behind which its own branch went on is not it: the pattern
+    knew what to do about it. Branches beside it do not count.
+    """
+    causes = _chain(failure)
+    behind: list[str] = []
+    for stored in reversed(own):
+        record = stored.record
+        if isinstance(record, RunBegan):
+            return None
+        if not isinstance(record, StepCompleted) or record.kind == "patched":
+            continue
+        scope = record.step[: record.step.rfind("/") + 1].removeprefix(_LIFECYCLE)
+        error = record.error
+        if error is not None and (error.code, error.message) in causes and error.code not in _NEVER_VOIDED:
+            if not behind:
+                return _Culprit(record.step, stored.sequence, is_last=True)
+            went_on = any(scope.startswith(other) or other.startswith(scope) for other in behind)
+            is_counted = record.state_changed or record.in_transcript or record.messages
+            return None if went_on or is_counted else _Culprit(record.step, stored.sequence, is_last=False)
+        behind.append(scope)
+    return None
+
+
+def _chain(failure: ErrorDetails) -> set[tuple[str, str]]:
+    causes = set()
+    error: ErrorDetails | None = failure
+    while error is not None:
+        causes.add((error.code, error.message))
+        error = error.cause
+    return causes

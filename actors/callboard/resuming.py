@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from callboard_protocol.errors import (
     BudgetExhaustedError,
@@ -17,8 +18,10 @@ from callboard_protocol.errors import (
     ToolDeniedError,
 )
 from callboard_protocol.records import LogRecord, OutcomeVoided, RunBegan, RunEnded, SessionRewound, StepCompleted
-from callboard_protocol.runs import ErrorDetails
+from callboard_protocol.runs import ErrorDetails, RunBudget
 from callboard_protocol.session_fold import SessionFold
+from callboard_protocol.sessions import RunEntry, SessionHead
+from callboard_protocol.states import RunState
 from callboard_storage.store import StoredRecord
 
 if TYPE_CHECKING:
@@ -30,6 +33,16 @@ _NEVER_VOIDED = frozenset({CallInDoubtError.code, ToolDeniedError.code})
 
 _NOT_BY_ITSELF = (BudgetExhaustedError, InterruptedByCrashError, OutputValidationError, RunCancelledError)
 """Errors that the same run meets again, or that say what somebody wants."""
+
+_BEGIN_ANOTHER = "begin a new run with resume_from_checkpoint=..., which can go back to any of its steps"
+_REFUSED: Final[Mapping[RunState, str]] = MappingProxyType(
+    {
+        RunState.COMPLETED: f"it has its result; {_BEGIN_ANOTHER}",
+        RunState.CANCELLED: f"it was stopped on purpose; {_BEGIN_ANOTHER}",
+        RunState.SUSPENDED: "it waits for decisions and goes on with the last of them: runtime.decide(call_id, ...)",
+    }
+)
+"""Why runs in these states are not resumed, and what to do instead."""
 
 _LIFECYCLE = "/"
 """What the identities of the runtime's own steps begin with; they are steps of the root scope."""
@@ -71,11 +84,50 @@ def way_back(log: Sequence[StoredRecord], own: Sequence[StoredRecord], failure: 
     return WayBack(culprit.sequence - 1 if culprit.is_last else back_to, culprit.step)
 
 
+AS_IF_NOT_ENDED: Final[Mapping[str, Any]] = MappingProxyType(
+    {"pending": (), "stop_reason": None, "problem": None, "ended_at": None, "retries": 0}
+)
+"""What an entry says of a run's end, taken back."""
+
+
+def resumed_with(entry: RunEntry, budget: RunBudget | None) -> RunEntry:
+    """The entry of a run that goes on with other limits; with those it had where None are given."""
+    return entry if budget is None else entry.model_copy(update={"budget": budget})
+
+
+def refuse_unless_resumable(entry: RunEntry) -> None:
+    """Let runs pass that can go on by being told so.
+
+    Raises:
+        RunNotResumableError: it is none of them.
+    """
+    hint = _REFUSED.get(entry.state)
+    if hint is not None:
+        raise RunNotResumableError(f"run {entry.run_id!r} is {entry.state.value!r}", hint=hint)
+
+
+def refuse_if_moved_on(entry: RunEntry, head: SessionHead | None, *, is_in_use: bool) -> None:
+    """Let a run that has ended pass if nothing has happened in its session since.
+
+    Args:
+        entry: the run's.
+        head: where its session stands.
+        is_in_use: whether another run has the session, or waits for it.
+
+    Raises:
+        RunNotResumableError: something has, or is about to.
+    """
+    if entry.began_sequence is None:
+        return
+    if is_in_use or head is None or head.last_run != entry.run_id or head.active_run is not None:
+        raise moved_on(entry.run_id)
+
+
 def moved_on(run_id: str) -> RunNotResumableError:
     """The error of a run that has ended in a session that other runs have used since."""
     return RunNotResumableError(
         f"the session of run {run_id!r} has moved on since it ended",
-        hint="begin a new run there with resume_from_checkpoint=..., which goes back to any of its steps",
+        hint=_BEGIN_ANOTHER,
     )
 
 

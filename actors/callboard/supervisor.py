@@ -31,6 +31,7 @@ from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.neighbours import Neighbours
 from callboard.results import read_result
+from callboard.resuming import AS_IF_NOT_ENDED, refuse_if_moved_on, refuse_unless_resumable, resumed_with
 from callboard.room import room_in
 from callboard.stops import SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
@@ -53,6 +54,7 @@ from callboard_protocol.commands import (
     RegainSlot,
     ReleaseSession,
     ReserveBudget,
+    ResumeRun,
     ResumeStruckRun,
     SaveCheckpoint,
     SendSignal,
@@ -69,8 +71,10 @@ from callboard_protocol.errors import (
     RuntimeClosedError,
     SessionHeldByAncestorError,
     StoreFullError,
+    UnknownAgentError,
+    UnknownRunError,
 )
-from callboard_protocol.runs import RunRequest, RunResult
+from callboard_protocol.runs import RunBudget, RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
 from callboard_protocol.trusted import trusted
@@ -90,6 +94,7 @@ SupervisorCommand = (
     | SettleBudget
     | LeaveSlot
     | RegainSlot
+    | ResumeRun
     | ResumeStruckRun
     | ClearStruckRun
     | CheckpointSession
@@ -423,7 +428,78 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 self._tell_parked(ticket)
             self._parked.begin(ticket)
         else:
+            if ticket.entry.retries == 1:
+                self._failed.forget(ticket.run_id)
             self._failed.begin(ticket)
+
+    @handles(concurrent=True)
+    async def resume(self, message: ResumeRun) -> RunTicket:
+        """Lets a run go on that has ended, that is parked, or that nobody carries on."""
+        if self._draining is not None:
+            raise RuntimeClosedError("the runtime is closing: it resumes no more runs")
+        entry = None if message.run_id in self._tickets else await self._store.read_run(message.run_id)
+        ticket = self._tickets.get(message.run_id)
+        if ticket is None:
+            if entry is None:
+                raise UnknownRunError(f"there is no run {message.run_id!r}", context={"run_id": message.run_id})
+            ticket = await self._resume_stored(entry, message.budget)
+        elif not ticket.is_elsewhere and ticket.task is None and ticket.entry.state != RunState.QUEUED:
+            self._resume_between_attempts(ticket, message.budget)
+        return ticket
+
+    async def _resume_stored(self, entry: RunEntry, budget: RunBudget | None) -> RunTicket:
+        """Take up a run that nobody in this process has."""
+        refuse_unless_resumable(entry)
+        ticket = self._ticket_of(entry)
+        ticket.agent = self._registered(ticket)
+        if entry.state not in FINAL:
+            ticket.entry = resumed_with(entry, budget)
+            await self._take_over_or_follow(ticket)
+            return ticket
+        head = await self._store.read_head(entry.session_id)
+        line_is_used = self._admission.holder_of(entry.session_id) or self._admission.queued_in(entry.session_id)
+        refuse_if_moved_on(entry, head, is_in_use=bool(line_is_used))
+        known = self._tickets.get(entry.run_id)
+        if known is not None:
+            return known
+        ticket.entry = resumed_with(moved(entry, RunInput.RESUME, **AS_IF_NOT_ENDED), budget)
+        ticket.is_recovered = True
+        self._tickets[entry.run_id] = ticket
+        if entry.began_sequence is not None:
+            self._admission.hold(entry.run_id, entry.session_id)
+        try:
+            await write_entry(self._store, ticket.entry)
+        except BaseException as problem:
+            self._admission.release(entry.run_id, entry.session_id)
+            self._forget(ticket, problem)
+            raise
+        ticket.accept()
+        self._publish(ticket, "run.queued", {"reason": "resume"})
+        self._go_on(ticket)
+        return ticket
+
+    def _resume_between_attempts(self, ticket: RunTicket, budget: RunBudget | None) -> None:
+        refuse_unless_resumable(ticket.entry)
+        agent = self._registered(ticket)
+        ticket.entry = resumed_with(ticket.entry, budget)
+        self._forget_pauses(ticket.run_id)
+        if ticket.unreadable is not None:
+            ticket.unreadable = None
+            ticket.result = asyncio.get_running_loop().create_future()
+            if self._admission.holder_of(ticket.session_id) is not None:
+                ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
+                self._enqueue(ticket)
+                return
+        self._go_on_with(ticket, agent)
+
+    def _registered(self, ticket: RunTicket) -> Agent[Any, Any]:
+        agent = self._agents.get(ticket.request.agent_id) or ticket.agent
+        if agent is None:
+            raise UnknownAgentError(
+                f"the agent {ticket.request.agent_id!r} of run {ticket.run_id!r} is not registered",
+                context={"registered": [*self._agents]},
+            )
+        return agent
 
     @handles
     def resume_struck(self, message: ResumeStruckRun) -> bool:

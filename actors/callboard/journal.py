@@ -81,6 +81,7 @@ class RunJournal:
         self.began: RunBegan | None = None
         self.completed: dict[str, StepCompleted] = {}
         self.intents: dict[str, IntentRecorded] = {}
+        self._made_again: set[str] = set()
         self.sleeps: dict[str, SleepBegan] = {}
         self.decisions: dict[tuple[str, Question, int], DecisionMade] = {}
         self.steps = 0
@@ -103,7 +104,7 @@ class RunJournal:
             self.last_start = record
             self._progressed = False
         elif isinstance(record, IntentRecorded):
-            self.intents[record.step] = record
+            self.intend(record)
             self._asleep = None
         elif isinstance(record, DecisionMade):
             self.decisions[record.step, record.reason, record.attempt] = record
@@ -144,11 +145,20 @@ class RunJournal:
         return 0 if self.last_start is None else self.last_start.attempt
 
     def void(self, step: str) -> None:
-        """Forget an outcome: the step is made again, as if nobody had begun it."""
+        """Forget an outcome: the step is made again."""
         voided = self.completed.pop(step, None)
-        self.intents.pop(step, None)
+        self._made_again.add(step)
         if voided is not None and voided.in_transcript and voided.response is None:
             self.open_calls[voided.tool_call_id or ""] = voided.name
+
+    def intend(self, intent: IntentRecorded) -> None:
+        """A call is about to be made."""
+        self.intents[intent.step] = intent
+        self._made_again.discard(intent.step)
+
+    def is_in_doubt(self, step: str) -> bool:
+        """Whether a call was begun whose outcome nobody knows; an outcome that was voided was known."""
+        return step in self.intents and step not in self.completed and step not in self._made_again
 
     def strikes(self, *, crashed: bool) -> int:
         """Crashes in a row at which the run had a step in flight and nothing new on disk since the start before.
@@ -166,7 +176,7 @@ class RunJournal:
 
     def in_flight(self) -> str | None:
         """A step whose intent is on disk and whose outcome is not."""
-        return next((step for step in self.intents if step not in self.completed), None)
+        return next(filter(self.is_in_doubt, self.intents), None)
 
     def recorded(self, step: str, kind: StepKind, name: str, fit: bytes) -> StepCompleted | None:
         """The outcome of a step from an earlier attempt, if it has one.

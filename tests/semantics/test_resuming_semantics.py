@@ -10,12 +10,15 @@ import pytest
 from callboard import (
     Agent,
     CallboardError,
+    Deny,
     ModelRequest,
+    NotHappened,
     RunBudget,
     RunContext,
     RunNotResumableError,
     ScriptedModel,
     ToolCall,
+    ToolContext,
     UnknownAgentError,
     UnknownRunError,
     Usage,
@@ -402,3 +405,70 @@ def test_chances_are_as_many_as_the_budget_says_also_across_restarts(
     assert failed.error_details.context["tried"] == 4
     # The attempt that the process died in has had no outcome, and is made once more.
     assert place.noted.count("tried") == 5
+
+
+@pytest.mark.semantics("R31")
+def test_a_call_that_failed_is_made_again_on_resume_and_one_in_doubt_or_denied_is_not(place: Any, die: Any) -> None:
+    @tool
+    async def charge(ctx: ToolContext[None]) -> str:
+        """Charge."""
+        if place.happens_first(f"charged {ctx.attempt}"):
+            if ctx.attempt == 1:
+                raise Defect("declined")
+            if ctx.attempt == 2:
+                die()
+        return f"charged at call attempt {ctx.attempt}"
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        if ctx.input_text == "pay":
+            await ctx.call_tool("pay", amount=3)
+        return str(await ctx.call_tool("charge"))
+
+    agent = Agent("worker", pattern=pattern, tools=[charge, pay])
+
+    async def fail(runtime: Any) -> None:
+        declined = await runtime.run(agent, "x", run_id="r", session_id="s")
+        assert declined.error_details.code == "tool_failed"
+        denied = await runtime.run(agent, "pay", run_id="d", session_id="d", approvals={"*": Deny("no")})
+        assert denied.error_details.code == "tool_denied"
+        again = await (await runtime.resume("d")).result()
+        assert again.error_details == denied.error_details
+
+    async def resume(runtime: Any) -> None:
+        await (await runtime.resume("r")).result()
+
+    async def settle(runtime: Any) -> Any:
+        doubt = await runtime.wait("r")
+        # Its first outcome was known: what is in doubt is the attempt that nobody saw the end of.
+        assert [(one.reason, one.attempt) for one in doubt.pending] == [("in_doubt", 2)]
+        await runtime.decide("r:0", NotHappened(), by="ann")
+        return await runtime.wait("r")
+
+    place.live([agent], fail)
+    place.live_until_killed([agent], resume)
+    assert place.live([agent], settle).output == "charged at call attempt 3"
+    assert place.noted == ["charged 1", "charged 2", "charged 3"]
+
+
+@pytest.mark.semantics("R32")
+async def test_a_branch_that_failed_is_made_again_and_those_beside_it_are_not(place: Any) -> None:
+    async def branch(ctx: RunContext[Any], item: int) -> int:
+        return await ctx.step("work", work, item)
+
+    async def work(item: int) -> int:
+        place.note(item)
+        if item == 1 and place.noted.count("1") == 1:
+            await others_done.wait()
+            raise Outage("down")
+        if place.noted.count("0") + place.noted.count("2") == 2:
+            others_done.set()
+        return item
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        return str(await ctx.map(branch, {str(n): n for n in range(3)}))
+
+    others_done = asyncio.Event()
+    agent = Agent("worker", pattern=pattern)
+    async with place.runtime(agent) as runtime:
+        assert (await runtime.run(agent, "x")).output == "{'0': 0, '1': 1, '2': 2}"
+    assert sorted(place.noted) == ["0", "1", "1", "2"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -64,6 +66,7 @@ from callboard_protocol.commands import (
 )
 from callboard_protocol.errors import (
     BudgetExhaustedError,
+    CallboardError,
     DamagedRecordError,
     RunConflictError,
     RunEndedError,
@@ -103,6 +106,8 @@ SupervisorCommand = (
     | DrainRuns
 )
 
+
+logger = logging.getLogger(__name__)
 
 _NO_RUN = "\0"
 """Holds a session that no run may have for a moment; no run's id can be this."""
@@ -180,6 +185,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             submitted_at=time.time(),
         )
         ticket = RunTicket(entry, message.agent, message.model, message.deps)
+        ticket.is_interrupting = request.on_busy == "interrupt"
         self._tickets[request.run_id] = ticket
         try:
             if not message.is_new:
@@ -190,7 +196,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 # Whatever comes of the session until its turn comes, its log keeps what the checkpoint stands for.
                 await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
             await self._refuse_without_room(request)
-            self._enqueue(ticket)
+            if request.on_busy == "interrupt":
+                self._interrupt(ticket)
+            else:
+                self._enqueue(ticket)
             if ticket.task is None and request.durable:
                 await self._write_down(ticket)
             elif not request.durable:
@@ -212,6 +221,55 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 self._forget(ticket, problem)
             raise
         return ticket
+
+    def _interrupt(self, ticket: RunTicket) -> None:
+        """Queue a run before all others of its session, and have the one stopped that has the session."""
+        session_id = ticket.session_id
+        holder = self._admission.holder_of(session_id)
+        first = self._admission.first_waiting(session_id)
+        if first is not None:
+            order, run_id = first
+            # Its place is kept by what is on disk, also for the next start.
+            ticket.entry = ticket.entry.model_copy(update={"order": min(ticket.entry.order, order - 1)})
+            if holder is None and self._tickets[run_id].entry.began_sequence is not None:
+                self._admission.hold(run_id, session_id)
+                holder = run_id
+        self._admission.put_first(ticket.entry.order, ticket.run_id, session_id)
+        if holder == ELSEWHERE:
+            self._make_way(ticket, None)
+        elif holder is not None and holder != _NO_RUN:
+            self._make_way(ticket, holder)
+        self._admit()
+
+    def _make_way(self, ticket: RunTicket, run_id: str | None) -> None:
+        """Have a run stopped that is in the way of another.
+
+        Args:
+            ticket: the other.
+            run_id: the run; the one that is active in the session where None.
+        """
+        ticket.is_interrupting = False
+
+        async def stop() -> bool:
+            active = run_id
+            if active is None:
+                head = await self._store.read_head(ticket.session_id)
+                active = None if head is None else head.active_run
+            if active is None:
+                return False
+            reason = f"run {ticket.run_id} took over its session (on_busy='interrupt')"
+            try:
+                return await self.cancel(CancelRun(run_id=active, by=ticket.run_id, reason=reason))
+            except CallboardError as error:
+                logger.warning("run %s waits: run %s could not be stopped: %s", ticket.run_id, active, error)
+                return False
+
+        self._stop_soon(stop())
+
+    def _stop_soon(self, stopping: Coroutine[Any, Any, bool]) -> None:
+        task = asyncio.get_running_loop().create_task(stopping)
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
 
     async def _write_down(self, ticket: RunTicket, reason: str = "") -> None:
         """Write a run that waits: nothing of it is on disk until its turn comes."""
@@ -264,7 +322,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         if admission.queued >= limits.max_queued_runs:
             raise RuntimeBusyError(f"{admission.queued} runs are waiting (max_queued_runs={limits.max_queued_runs})")
-        if queued >= limits.max_queued_per_session:
+        if queued >= limits.max_queued_per_session and request.on_busy != "interrupt":
             raise RuntimeBusyError(
                 f"{queued} runs are waiting for session {request.session_id!r} "
                 f"(max_queued_per_session={limits.max_queued_per_session})"
@@ -614,6 +672,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admit()
             return
         self._let_go(ticket, keeps_session=True)
+        if ticket.is_interrupting:
+            self._make_way(ticket, None)
         self._admission.stand_back(ticket.entry.order, ticket.run_id, ticket.session_id)
         self._neighbours.wait_for(ticket.session_id)
         self._admit()
@@ -736,11 +796,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._wake_if_decided(ticket)
         wanted = ticket.mail.cancellation
         if wanted is not None and ticket.stop is None and ticket.entry.state not in FINAL:
-            stopping = asyncio.get_running_loop().create_task(
-                self.cancel(CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason))
-            )
-            self._stopping.add(stopping)
-            stopping.add_done_callback(self._stopping.discard)
+            self._stop_soon(self.cancel(CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason)))
 
     async def _wake_decided(self) -> None:
         """Let go on what was decided while nobody carried it."""

@@ -31,6 +31,7 @@ class RunTicket:
         stop: why the attempt is being stopped from outside; None while it is not.
         stopped_by: who asked for that.
         reason: why they asked.
+        is_interrupting: whether a run that turns out to have its session is to be stopped for it.
         is_recovered: whether this is not the process's first look at it: an earlier process took it in, or it had ended
             and was resumed.
         deadline: the timer of its `max_duration`.
@@ -58,6 +59,7 @@ class RunTicket:
         "is_at_work",
         "is_elsewhere",
         "last_waits",
+        "is_interrupting",
         "is_recovered",
         "mail",
         "may_wait",
@@ -83,6 +85,7 @@ class RunTicket:
         self.agent = agent
         self.model = model
         self.deps = deps
+        self.is_interrupting = False
         self.is_recovered = False
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.result: asyncio.Future[RunResult[Any]] = loop.create_future()

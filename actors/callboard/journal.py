@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from callboard.kernel import Ref
 from callboard.session import SessionActor
 from callboard.storage_hold import StorageHold
+from callboard_protocol.base import shortened
 from callboard_protocol.commands import AppendRecords, SettleAppends
 from callboard_protocol.errors import NonDeterministicRunError, UnpersistableValueError
 from callboard_protocol.failures import describe
@@ -28,6 +29,13 @@ from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_protocol.tools import Question
 from callboard_protocol.trusted import trusted
 from callboard_storage.store import StoredRecord
+
+_NOT_THE_PATTERNS = frozenset({"map", "inject", "writeback", "validation", "compaction"})
+"""Kinds of records that a pattern does not come by as it asks for its steps."""
+
+_NOT_ON_DISK = "other arguments, which are on disk as a digest only"
+_LENGTH_SHOWN = 300
+"""Characters of arguments that do not fit which their error shows."""
 
 
 class Unfit:
@@ -82,6 +90,8 @@ class RunJournal:
         self.completed: dict[str, StepCompleted] = {}
         self.intents: dict[str, IntentRecorded] = {}
         self._made_again: set[str] = set()
+        self._ahead: set[str] = set()
+        self._patches: dict[str, bool] = {}
         self.sleeps: dict[str, SleepBegan] = {}
         self.decisions: dict[tuple[str, Question, int], DecisionMade] = {}
         self.steps = 0
@@ -97,6 +107,10 @@ class RunJournal:
             self.completed[record.step] = record
             self._progressed = True
             self._asleep = None
+            if record.kind == "patched":
+                self._patches[record.name] = True
+            elif record.kind not in _NOT_THE_PATTERNS:
+                self._ahead.add(record.step)
         elif isinstance(record, RunBegan | RunResumed):
             if isinstance(record, RunBegan):
                 self.begin_afresh()
@@ -105,12 +119,16 @@ class RunJournal:
             self._progressed = False
         elif isinstance(record, IntentRecorded):
             self.intend(record)
+            self._ahead.add(record.step)
             self._asleep = None
         elif isinstance(record, DecisionMade):
             self.decisions[record.step, record.reason, record.attempt] = record
             self._progressed = True
         elif isinstance(record, SleepBegan):
-            self.sleeps[record.step] = self._asleep = record
+            self.sleeps[record.step] = record
+            self._ahead.add(record.step)
+            # Beside a branch that waits, another one may be at work.
+            self._asleep = None if "/" in record.step else record
             self._progressed = True
         elif isinstance(record, OutcomeVoided):
             self.void(record.step)
@@ -170,7 +188,7 @@ class RunJournal:
         # What a run that begins afresh does once more does not bring it further than it was.
         if start is None or (self._progressed and (self.steps > self._furthest or not self._furthest)):
             return 0
-        # A run that was started in its sleep, and slept on, has done nothing that could end a process.
+        # A run that was started while it waited, and waited on, has done nothing that could end a process.
         slept = self._asleep is not None and self._asleep.wake_at > start.at
         return start.strikes + (crashed and not slept)
 
@@ -178,22 +196,77 @@ class RunJournal:
         """A step whose intent is on disk and whose outcome is not."""
         return next(filter(self.is_in_doubt, self.intents), None)
 
-    def recorded(self, step: str, kind: StepKind, name: str, fit: bytes) -> StepCompleted | None:
+    def recorded(self, step: str, kind: StepKind, name: str, fit: bytes, asked: object = None) -> StepCompleted | None:
         """The outcome of a step from an earlier attempt, if it has one.
+
+        Args:
+            step: its identity.
+            kind: what it does.
+            name: of the tool, the function, the channel.
+            fit: digest of what the pattern passes.
+            asked: what the pattern passes, for the error.
 
         Raises:
             NonDeterministicRunError: there is one, of something else.
         """
+        self._ahead.discard(step)
         record = self.completed.get(step)
         if record is None:
             return None
         if record.kind != kind or record.name != name or record.fit != fit:
-            raise NonDeterministicRunError(
-                f"run {self.run_id}, step {step}: recorded is {_shown(record.kind, record.name, record.fit)}, "
-                f"the pattern now asks for {_shown(kind, name, fit)}",
-                context={"step": step, "recorded": [record.kind, record.name], "asked": [kind, name]},
-            )
+            raise self._misfit(record, kind, name, asked)
         return record
+
+    def _misfit(self, record: StepCompleted, kind: StepKind, name: str, asked: object) -> NonDeterministicRunError:
+        passed = self._passed(record)
+        if isinstance(asked, tuple) and kind == "generate":
+            asked = [message.text for message in asked]
+        if passed is None and (record.kind, record.name) == (kind, name):
+            passed = _NOT_ON_DISK
+        return NonDeterministicRunError(
+            f"run {self.run_id}, step {record.step}: recorded is {_shown(record.kind, record.name, passed)}, "
+            f"the pattern now asks for {_shown(kind, name, asked)}",
+            context={
+                "step": record.step,
+                "recorded": [record.kind, record.name],
+                "asked": [kind, name],
+                "recorded_arguments": None if passed is None else shortened(passed, _LENGTH_SHOWN),
+                "asked_arguments": None if asked is None else shortened(asked, _LENGTH_SHOWN),
+            },
+        )
+
+    def _passed(self, record: StepCompleted) -> object:
+        """What the pattern passed to a recorded step, as far as the log has it."""
+        if record.kind == "generate":
+            return [message.text for message in record.messages]
+        if record.kind == "artifact":
+            return None if record.artifact is None else record.artifact.payload
+        if record.kind == "emit":
+            return record.value
+        intent = self.intents.get(record.step)
+        if intent is not None:
+            return intent.arguments
+        if record.tool_call_id is None:
+            return None
+        turns = (turn.response for turn in self.completed.values() if turn.response is not None)
+        calls = (call for response in turns for call in response.tool_calls)
+        return next((call.arguments for call in calls if call.id == record.tool_call_id), None)
+
+    def sleep(self, step: str) -> SleepBegan | None:
+        """How an earlier attempt began to wait at a step, if it did."""
+        self._ahead.discard(step)
+        return self.sleeps.get(step)
+
+    def is_patched(self, name: str) -> bool | None:
+        """Whether the run has met changed code as it is now; None where it meets it for the first time, at work."""
+        if name not in self._patches and not self._ahead:
+            return None
+        # What is ahead was recorded by code that did not ask.
+        return self._patches.setdefault(name, False)
+
+    def patch(self, name: str) -> None:
+        """The run has met changed code for the first time, at work."""
+        self._patches[name] = True
 
     async def complete(
         self, record: StepCompleted, *, memory: Sequence[MemoryEntry] = (), taken: Letter | None = None
@@ -308,5 +381,8 @@ def _nobody(record: LogRecord) -> None:
     """Who is told before anyone asks to be."""
 
 
-def _shown(kind: str, name: str, fit: bytes) -> str:
-    return f"{kind} {name!r} with {fit.hex()[:12]}" if fit else f"{kind} {name!r}"
+def _shown(kind: str, name: str, passed: object) -> str:
+    what = f"{kind} {name!r}" if name else kind
+    if passed is None:
+        return what
+    return f"{what} with {passed if passed is _NOT_ON_DISK else shortened(passed, _LENGTH_SHOWN)}"

@@ -51,7 +51,7 @@ async def perform_call(
 ) -> StepCompleted:
     """One call from its arguments to its record, through approval, intent and doubt."""
     fit = fingerprint(raw_arguments)
-    recorded = run.journal.recorded(step, "tool", name, fit)
+    recorded = run.journal.recorded(step, "tool", name, fit, raw_arguments)
     if recorded is not None:
         run.state.apply(recorded)
         return recorded

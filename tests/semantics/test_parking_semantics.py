@@ -235,11 +235,13 @@ def test_runs_that_may_have_caused_a_crash_go_on_one_at_a_time_so_that_only_the_
 
 
 @pytest.mark.semantics("R21")
-def test_sleeping_through_crashes_is_no_strike(place: Any, die: Any, until: Any) -> None:
+@pytest.mark.parametrize("way", ["sleep", "receive"])
+def test_waiting_through_crashes_is_no_strike(place: Any, die: Any, until: Any, way: str) -> None:
     async def sleepy(ctx: RunContext[Any]) -> str:
         place.note(f"attempt {ctx.attempt}")
-        await ctx.sleep(3600)
-        return "rested"
+        if way == "sleep":
+            await ctx.sleep(3600)
+        return await ctx.receive("bell", str)
 
     agent = Agent("sleepy", pattern=sleepy, budget=RunBudget(max_resume_attempts=1))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from callboard import (
     NotHappened,
     RunBudget,
     RunContext,
+    RunInfo,
     RunNotResumableError,
     ScriptedModel,
     ToolCall,
@@ -472,3 +475,63 @@ async def test_a_branch_that_failed_is_made_again_and_those_beside_it_are_not(pl
     async with place.runtime(agent) as runtime:
         assert (await runtime.run(agent, "x")).output == "{'0': 0, '1': 1, '2': 2}"
     assert sorted(place.noted) == ["0", "1", "1", "2"]
+
+
+@pytest.mark.semantics("R33")
+def test_a_run_between_two_attempts_can_be_cancelled_and_holds_up_no_closing(
+    place: Any, die: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_runs, "FIRST_PAUSE_FAILED", 3600.0)
+
+    @asynccontextmanager
+    async def deps(info: RunInfo) -> AsyncIterator[None]:
+        if "killed" in place.noted:
+            raise ConnectionError("down")
+        yield
+
+    async def stay(ctx: RunContext[Any]) -> str:
+        place.note(f"{ctx.run_id} begun")
+        if len(place.noted) == 3 and place.happens_first("killed"):
+            die()
+        return await asyncio.Future()
+
+    async def fail(ctx: RunContext[Any]) -> str:
+        raise Outage("down")
+
+    agents = [Agent("needy", pattern=stay, deps=deps), Agent("stuck", pattern=stay), Agent("failing", pattern=fail)]
+
+    async def begin(runtime: Any) -> None:
+        for agent_id, run_id in (("needy", "parked"), ("stuck", "struck 1"), ("stuck", "struck 2")):
+            await runtime.submit(agent_id, "x", run_id=run_id)
+        await asyncio.Future()
+
+    async def come_between(runtime: Any) -> Any:
+        paused = await runtime.submit("failing", "x", run_id="paused")
+        left = await runtime.submit("failing", "x", run_id="left")
+
+        async def states() -> list[RunState]:
+            return [(await runtime.runs.get(run_id)).state for run_id in ("parked", "paused", "left")]
+
+        between = [RunState.PARKED, RunState.INTERRUPTED, RunState.INTERRUPTED]
+        async with asyncio.timeout(20):
+            while await states() != between:  # noqa: ASYNC110  (as another process would see it)
+                await asyncio.sleep(0)
+        assert [one.reason for one in (await runtime.runs.get("paused")).pending] == ["retry"]
+        await until(lambda: place.noted.count("struck 1 begun") == 2 and runtime.stats().queued == 1)
+        for run_id in ("parked", "paused", "struck 2"):
+            assert await runtime.cancel(run_id, reason="enough") is True
+            assert (
+                await runtime.wait(run_id) if run_id != "paused" else await paused.result()
+            ).stop_reason == "cancelled"
+            assert (await runtime.runs.get(run_id)).state == RunState.CANCELLED
+            assert texts(await runtime.sessions.transcript(f"session-{run_id}")) == ["x"]
+        return left
+
+    async def live() -> Any:
+        async with place.runtime(*agents) as runtime:
+            left = await come_between(runtime)
+        return await left.result()
+
+    place.live_until_killed(agents, begin)
+    assert asyncio.run(live()).stop_reason == "interrupted"
+    assert place.noted.count("struck 2 begun") == 1

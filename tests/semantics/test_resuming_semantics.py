@@ -506,7 +506,7 @@ def test_a_run_between_two_attempts_can_be_cancelled_and_holds_up_no_closing(
         await asyncio.Future()
 
     async def come_between(runtime: Any) -> Any:
-        paused = await runtime.submit("failing", "x", run_id="paused")
+        await runtime.submit("failing", "x", run_id="paused")
         left = await runtime.submit("failing", "x", run_id="left")
 
         async def states() -> list[RunState]:
@@ -519,10 +519,10 @@ def test_a_run_between_two_attempts_can_be_cancelled_and_holds_up_no_closing(
         assert [one.reason for one in (await runtime.runs.get("paused")).pending] == ["retry"]
         await until(lambda: place.noted.count("struck 1 begun") == 2 and runtime.stats().queued == 1)
         for run_id in ("parked", "paused", "struck 2"):
+            waiting = asyncio.ensure_future(runtime.wait(run_id))
+            await asyncio.sleep(0)
             assert await runtime.cancel(run_id, reason="enough") is True
-            assert (
-                await runtime.wait(run_id) if run_id != "paused" else await paused.result()
-            ).stop_reason == "cancelled"
+            assert (await waiting).stop_reason == "cancelled"
             assert (await runtime.runs.get(run_id)).state == RunState.CANCELLED
             assert texts(await runtime.sessions.transcript(f"session-{run_id}")) == ["x"]
         return left

@@ -324,6 +324,7 @@ class RunAttempt:
         except (SessionLockedError, FencedError) as refused:
             raise SessionElsewhere from refused
         ticket.entry, self._has_begun = entry, True
+        ticket.parked_for = ""
         ticket.accept()
         return began
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any
 
-from callboard import waiting_runs
 from callboard.active_sessions import ActiveSessions
 from callboard.admission import ELSEWHERE, Admission
 from callboard.agents import Agent
@@ -23,21 +20,20 @@ from callboard.entries import (
     ended_early,
     interrupted,
     moved,
-    parked,
-    post_entry,
     request_digest,
     result_of,
     write_entry,
 )
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.making_way import MakingWay
 from callboard.neighbours import Neighbours
 from callboard.results import read_result
-from callboard.resuming import AS_IF_NOT_ENDED, refuse_if_moved_on, refuse_unless_resumable, resumed_with
+from callboard.resuming import refuse_unless_resumable, resumed_with
+from callboard.returning import ReturningRuns
 from callboard.room import room_in
 from callboard.stops import SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
-from callboard.waiting_runs import GrowingPauses, StruckRuns
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
 from callboard_protocol.commands import (
@@ -66,7 +62,6 @@ from callboard_protocol.commands import (
 )
 from callboard_protocol.errors import (
     BudgetExhaustedError,
-    CallboardError,
     DamagedRecordError,
     RunConflictError,
     RunEndedError,
@@ -74,7 +69,6 @@ from callboard_protocol.errors import (
     RuntimeClosedError,
     SessionHeldByAncestorError,
     StoreFullError,
-    UnknownAgentError,
     UnknownRunError,
 )
 from callboard_protocol.runs import RunBudget, RunRequest, RunResult
@@ -106,8 +100,6 @@ SupervisorCommand = (
     | DrainRuns
 )
 
-
-logger = logging.getLogger(__name__)
 
 _NO_RUN = "\0"
 """Holds a session that no run may have for a moment; no run's id can be this."""
@@ -151,9 +143,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._stopping: set[asyncio.Task[bool]] = set()
         self._correspondence = Correspondence(self._store, self._tickets, self._letter_came)
         self._looking_for_room: asyncio.Task[None] | None = None
-        self._parked = GrowingPauses(waiting_runs.FIRST_PAUSE_PARKED, waiting_runs.LONGEST_PAUSE_PARKED, self._go_on)
-        self._failed = GrowingPauses(waiting_runs.FIRST_PAUSE_FAILED, waiting_runs.LONGEST_PAUSE_FAILED, self._go_on)
-        self._struck = StruckRuns()
+        self._returning = ReturningRuns(
+            self._store, self._tickets, agents, self._admission, admit=self._admit, publish=self._publish
+        )
+        self._making_way = MakingWay(self._store, self._tickets, self._admission, self.cancel)
         directory.describe = self._describe
 
     # ---- taking runs in
@@ -197,7 +190,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
             await self._refuse_without_room(request)
             if request.on_busy == "interrupt":
-                self._interrupt(ticket)
+                self._making_way.put_first(ticket)
+                self._admit()
             else:
                 self._enqueue(ticket)
             if ticket.task is None and request.durable:
@@ -221,55 +215,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 self._forget(ticket, problem)
             raise
         return ticket
-
-    def _interrupt(self, ticket: RunTicket) -> None:
-        """Queue a run before all others of its session, and have the one stopped that has the session."""
-        session_id = ticket.session_id
-        holder = self._admission.holder_of(session_id)
-        first = self._admission.first_waiting(session_id)
-        if first is not None:
-            order, run_id = first
-            # Its place is kept by what is on disk, also for the next start.
-            ticket.entry = ticket.entry.model_copy(update={"order": min(ticket.entry.order, order - 1)})
-            if holder is None and self._tickets[run_id].entry.began_sequence is not None:
-                self._admission.hold(run_id, session_id)
-                holder = run_id
-        self._admission.put_first(ticket.entry.order, ticket.run_id, session_id)
-        if holder == ELSEWHERE:
-            self._make_way(ticket, None)
-        elif holder is not None and holder != _NO_RUN:
-            self._make_way(ticket, holder)
-        self._admit()
-
-    def _make_way(self, ticket: RunTicket, run_id: str | None) -> None:
-        """Have a run stopped that is in the way of another.
-
-        Args:
-            ticket: the other.
-            run_id: the run; the one that is active in the session where None.
-        """
-        ticket.is_interrupting = False
-
-        async def stop() -> bool:
-            active = run_id
-            if active is None:
-                head = await self._store.read_head(ticket.session_id)
-                active = None if head is None else head.active_run
-            if active is None:
-                return False
-            reason = f"run {ticket.run_id} took over its session (on_busy='interrupt')"
-            try:
-                return await self.cancel(CancelRun(run_id=active, by=ticket.run_id, reason=reason))
-            except CallboardError as error:
-                logger.warning("run %s waits: run %s could not be stopped: %s", ticket.run_id, active, error)
-                return False
-
-        self._stop_soon(stop())
-
-    def _stop_soon(self, stopping: Coroutine[Any, Any, bool]) -> None:
-        task = asyncio.get_running_loop().create_task(stopping)
-        self._stopping.add(task)
-        task.add_done_callback(self._stopping.discard)
 
     async def _write_down(self, ticket: RunTicket, reason: str = "") -> None:
         """Write a run that waits: nothing of it is on disk until its turn comes."""
@@ -298,6 +243,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
     async def _take_over_or_follow(self, ticket: RunTicket) -> None:
         """Carry on with an unfinished run, or watch it if another living process has it."""
         if await self._store.claim_unfinished(ticket.run_id):
+            if self._tickets.get(ticket.run_id, ticket) is not ticket:
+                return  # somebody else of this process was quicker
             self._take_over(ticket)
             await self._look_at_mail(ticket)
             self._admit()
@@ -413,7 +360,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if ticket.entry.state == RunState.INTERRUPTED:
             ticket.entry = moved(ticket.entry, RunInput.REQUEUE, pending=())
         if ticket.agent is None:
-            self._park_for_agent(ticket)
+            self._returning.park_for_agent(ticket)
             return
         if ticket.entry.state == RunState.PARKED:
             ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
@@ -423,157 +370,55 @@ class RunSupervisor(Actor[SupervisorCommand]):
         else:
             self._enqueue(ticket, admit=False)
 
-    def _park_for_agent(self, ticket: RunTicket) -> None:
-        if ticket.entry.began_sequence is not None:
-            self._admission.hold(ticket.run_id, ticket.session_id)
-        before = ticket.entry
-        self._park(ticket, f"agent {ticket.request.agent_id!r} is not registered")
-        if ticket.entry != before:
-            post_entry(self._store, ticket.entry)
-
     def _park_unreadable(self, ticket: RunTicket, error: DamagedRecordError, result: RunResult[Any]) -> RunResult[Any]:
         """Keep a run at hand whose session cannot be read. It holds nothing: later runs of the session fare alike."""
         if ticket.entry.state == RunState.INTERRUPTED:
             ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
         self._tickets[ticket.run_id] = ticket
-        self._park(ticket, error.message)
+        self._returning.park(ticket, error.message)
         return result.model_copy(update={"pending": ticket.entry.pending})
-
-    def _park(self, ticket: RunTicket, reason: str) -> None:
-        ticket.entry = parked(ticket.entry, reason)
-        self._tell_parked(ticket)
-
-    def _tell_parked(self, ticket: RunTicket) -> None:
-        pending = ticket.entry.pending
-        self._publish(ticket, "run.parked", {"reason": pending[0].message, "pending": pending})
 
     @handles
     def adopt(self, message: AdoptAgent) -> None:
         """Lets runs go on that were parked for want of this agent, or of what it brings."""
-        agent: Agent[Any, Any] = message.agent
-        for ticket in list(self._tickets.values()):
-            is_parked = ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere and ticket.unreadable is None
-            if is_parked and ticket.task is None and ticket.request.agent_id == agent.id:
-                self._go_on_with(ticket, agent)
-
-    def _go_on_with(self, ticket: RunTicket, agent: Agent[Any, Any]) -> None:
-        ticket.agent, ticket.model = agent, agent.model
-        self._parked.forget(ticket.run_id)
-        self._go_on(ticket)
-
-    def _go_on(self, ticket: RunTicket) -> None:
-        """A run that was between two attempts waits for a slot again."""
-        state = ticket.entry.state
-        if state != RunState.QUEUED:
-            event = RunInput.UNPARK if state == RunState.PARKED else RunInput.REQUEUE
-            ticket.entry = moved(ticket.entry, event, pending=())
-        if ticket.entry.began_sequence is None:
-            self._enqueue(ticket)
-        else:
-            self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
-            self._admit()
-
-    def _wait_for_next_attempt(self, ticket: RunTicket) -> None:
-        """An attempt has ended, and the run has not: it goes on after a pause."""
-        if self._draining is not None:
-            ticket.finish(interrupted(ticket.entry))
-        elif ticket.entry.state == RunState.PARKED:
-            registered = self._agents.get(ticket.request.agent_id)
-            if registered is not None and registered is not ticket.agent:
-                self._go_on_with(ticket, registered)
-                return
-            if not self._parked.has_paused(ticket.run_id):
-                self._tell_parked(ticket)
-            self._parked.begin(ticket)
-        else:
-            if ticket.entry.retries == 1:
-                self._failed.forget(ticket.run_id)
-            self._failed.begin(ticket)
+        self._returning.adopt(message.agent)
 
     @handles(concurrent=True)
     async def resume(self, message: ResumeRun) -> RunTicket:
         """Lets a run go on that has ended, that is parked, or that nobody carries on."""
         if self._draining is not None:
             raise RuntimeClosedError("the runtime is closing: it resumes no more runs")
-        entry = None if message.run_id in self._tickets else await self._store.read_run(message.run_id)
-        ticket = self._tickets.get(message.run_id)
+        run_id = message.run_id
+        entry = None if run_id in self._tickets else await self._store.read_run(run_id)
+        ticket = self._tickets.get(run_id)
         if ticket is None:
             if entry is None:
-                raise UnknownRunError(f"there is no run {message.run_id!r}", context={"run_id": message.run_id})
-            ticket = await self._resume_stored(entry, message.budget)
-        elif not ticket.is_elsewhere and ticket.task is None and ticket.entry.state != RunState.QUEUED:
-            self._resume_between_attempts(ticket, message.budget)
+                raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
+            return await self._resume_stored(entry, message.budget)
+        if not ticket.is_elsewhere and ticket.task is None and ticket.entry.state != RunState.QUEUED:
+            self._returning.resume(ticket, message.budget)
         return ticket
 
     async def _resume_stored(self, entry: RunEntry, budget: RunBudget | None) -> RunTicket:
         """Take up a run that nobody in this process has."""
         refuse_unless_resumable(entry)
         ticket = self._ticket_of(entry)
-        ticket.agent = self._registered(ticket)
-        if entry.state not in FINAL:
-            ticket.entry = resumed_with(entry, budget)
-            await self._take_over_or_follow(ticket)
-            return ticket
-        head = await self._store.read_head(entry.session_id)
-        line_is_used = self._admission.holder_of(entry.session_id) or self._admission.queued_in(entry.session_id)
-        refuse_if_moved_on(entry, head, is_in_use=bool(line_is_used))
-        known = self._tickets.get(entry.run_id)
-        if known is not None:
-            return known
-        ticket.entry = resumed_with(moved(entry, RunInput.RESUME, **AS_IF_NOT_ENDED), budget)
-        ticket.is_recovered = True
-        self._tickets[entry.run_id] = ticket
-        if entry.began_sequence is not None:
-            self._admission.hold(entry.run_id, entry.session_id)
-        try:
-            await write_entry(self._store, ticket.entry)
-        except BaseException as problem:
-            self._admission.release(entry.run_id, entry.session_id)
-            self._forget(ticket, problem)
-            raise
-        ticket.accept()
-        self._publish(ticket, "run.queued", {"reason": "resume"})
-        self._go_on(ticket)
-        return ticket
-
-    def _resume_between_attempts(self, ticket: RunTicket, budget: RunBudget | None) -> None:
-        refuse_unless_resumable(ticket.entry)
-        agent = self._registered(ticket)
-        ticket.entry = resumed_with(ticket.entry, budget)
-        self._forget_pauses(ticket.run_id)
-        if ticket.unreadable is not None:
-            ticket.unreadable = None
-            ticket.result = asyncio.get_running_loop().create_future()
-            if self._admission.holder_of(ticket.session_id) is not None:
-                ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
-                self._enqueue(ticket)
-                return
-        self._go_on_with(ticket, agent)
-
-    def _registered(self, ticket: RunTicket) -> Agent[Any, Any]:
-        agent = self._agents.get(ticket.request.agent_id) or ticket.agent
-        if agent is None:
-            raise UnknownAgentError(
-                f"the agent {ticket.request.agent_id!r} of run {ticket.run_id!r} is not registered",
-                context={"registered": [*self._agents]},
-            )
-        return agent
+        self._returning.agent_of(ticket)
+        if entry.state in FINAL:
+            return await self._returning.resume_ended(ticket, budget)
+        ticket.entry = resumed_with(entry, budget)
+        await self._take_over_or_follow(ticket)
+        return self._tickets.get(entry.run_id, ticket)
 
     @handles
     def resume_struck(self, message: ResumeStruckRun) -> bool:
         """Lets one run at a time go on that could have caused a crash."""
-        ticket = self._tickets[message.run_id]
-        return self._struck.may_go_on(ticket)
+        return self._returning.may_go_on(message.run_id)
 
     @handles
     def clear_struck(self, message: ClearStruckRun) -> None:
         """Lets the next one go on."""
-        self._clear_struck(message.run_id)
-
-    def _clear_struck(self, run_id: str) -> None:
-        following = self._struck.clear(run_id)
-        if following is not None and self._draining is None:
-            self._go_on(following)
+        self._returning.clear(message.run_id)
 
     @handles
     def drop(self, message: DropAgent) -> None:
@@ -625,6 +470,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         except StruckRunWaits:
             self._let_go(ticket, keeps_session=True)
+            self._returning.await_turn(ticket)
             self._admit()
             return
         except BaseException as error:
@@ -639,12 +485,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         if result is None:
             self._let_go(ticket, keeps_session=ticket.entry.began_sequence is not None)
-            self._tickets[ticket.run_id] = ticket
-            self._wait_for_next_attempt(ticket)
+            self._returning.keep(ticket)
             self._admit()
             return
         self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
-        self._forget_pauses(ticket.run_id)
+        self._returning.forget(ticket)
         if ticket.unreadable is not None and self._draining is None:
             result = self._park_unreadable(ticket, ticket.unreadable, result)
         elif result.stop_reason == "completed":
@@ -673,7 +518,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         self._let_go(ticket, keeps_session=True)
         if ticket.is_interrupting:
-            self._make_way(ticket, None)
+            self._making_way.clear(ticket)
         self._admission.stand_back(ticket.entry.order, ticket.run_id, ticket.session_id)
         self._neighbours.wait_for(ticket.session_id)
         self._admit()
@@ -696,7 +541,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.deadline.cancel()
         self._sessions.leave(ticket.session_id)
         self._budgets.close(ticket.run_id)
-        self._clear_struck(ticket.run_id)
+        self._returning.clear(ticket.run_id)
         if ticket.has_slot:
             ticket.has_slot = False
             self._admission.leave_slot()
@@ -712,7 +557,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     @handles
     def leave_slot(self, message: LeaveSlot) -> None:
         """Gives the slot of a run that waits to another."""
-        self._clear_struck(message.run_id)
+        self._returning.clear(message.run_id)
         ticket = self._tickets.get(message.run_id)
         if ticket is not None and ticket.has_slot:
             ticket.has_slot = False
@@ -789,14 +634,18 @@ class RunSupervisor(Actor[SupervisorCommand]):
             await self._look_at_mail(ticket)
 
     async def _look_at_mail(self, ticket: RunTicket) -> None:
-        if ticket.task is None and ticket.entry.state != RunState.SUSPENDED:
+        if ticket.task is None and ticket.entry.state == RunState.QUEUED:
             ticket.has_mail = True  # it is read when its turn comes
             return
         await self._correspondence.collect(ticket)
         self._wake_if_decided(ticket)
         wanted = ticket.mail.cancellation
         if wanted is not None and ticket.stop is None and ticket.entry.state not in FINAL:
-            self._stop_soon(self.cancel(CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason)))
+            stopping = asyncio.get_running_loop().create_task(
+                self.cancel(CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason))
+            )
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
 
     async def _wake_decided(self) -> None:
         """Let go on what was decided while nobody carried it."""
@@ -843,8 +692,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return _was_cancelled(ticket)
         ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = cancelled(ticket.run_id, message.by, message.reason)
-        self._forget_pauses(ticket.run_id)
-        self._struck.withdraw(ticket)
+        self._returning.forget(ticket)
         if ticket.task is not None:
             if ticket.stop is not None and ticket.is_held and not ticket.result.done():
                 return False  # it has come to its end, which waits to be written
@@ -888,7 +736,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._correspondence.close()
         self._neighbours.close()
         self._look_no_more()
-        self._wake_nobody()
+        self._returning.close()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
                 # Nobody in this process hears of it again; on disk it keeps its place in the queue.
@@ -899,14 +747,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         timer = loop.call_later(message.within, self._interrupt_all)
         draining.add_done_callback(lambda _: timer.cancel())
         return draining
-
-    def _forget_pauses(self, run_id: str) -> None:
-        self._parked.forget(run_id)
-        self._failed.forget(run_id)
-
-    def _wake_nobody(self) -> None:
-        self._parked.close()
-        self._failed.close()
 
     def _look_no_more(self) -> None:
         if self._looking_for_room is not None:
@@ -926,7 +766,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._neighbours.close()
         self._correspondence.close()
         self._look_no_more()
-        self._wake_nobody()
+        self._returning.close()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -973,7 +813,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         held = len(self._directory.held)
         return RuntimeStats(
             running=self._running - held,
-            queued=self._admission.queued + len(self._struck),
+            queued=self._admission.queued + self._returning.waiting_for_their_turn,
             suspended=states.count(RunState.SUSPENDED) + held,
             parked=states.count(RunState.PARKED),
             active_sessions=len(self._sessions),

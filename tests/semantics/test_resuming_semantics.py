@@ -26,6 +26,7 @@ from callboard import (
     UnknownRunError,
     Usage,
     UsageError,
+    returning,
     tool,
     waiting_runs,
 )
@@ -481,7 +482,7 @@ async def test_a_branch_that_failed_is_made_again_and_those_beside_it_are_not(pl
 def test_a_run_between_two_attempts_can_be_cancelled_and_holds_up_no_closing(
     place: Any, die: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting_runs, "FIRST_PAUSE_FAILED", 3600.0)
+    monkeypatch.setattr(returning, "FIRST_PAUSE_FAILED", 3600.0)
 
     @asynccontextmanager
     async def deps(info: RunInfo) -> AsyncIterator[None]:

@@ -13,7 +13,7 @@ from callboard.checkpoints import find_checkpoint, list_checkpoints
 from callboard.directory import Directory
 from callboard.forking import fork_session
 from callboard.history import Conversation
-from callboard.results import records_of
+from callboard.results import steps_of
 from callboard_protocol.base import check_identifier
 from callboard_protocol.commands import AdoptAgent, CheckpointSession, DropAgent, ReleaseSession, UseSessionAlone
 from callboard_protocol.errors import (
@@ -347,11 +347,10 @@ class Runs:
         return entry if hold is None else hold.shown(entry)
 
     async def steps(self, run_id: str) -> Sequence[StepCompleted]:
-        """A run's completed steps, in the order they completed.
+        """A run's completed steps, in the order they completed; an outcome that was voided is left out.
 
         Raises:
             UnknownRunError: there is no such run.
             DamagedRecordError: a record cannot be read.
         """
-        entry = await self.get(run_id)
-        return [record async for record in records_of(self._store, entry) if isinstance(record, StepCompleted)]
+        return await steps_of(self._store, await self.get(run_id))

@@ -50,6 +50,11 @@ class Admission:
         line = self._lines.get(session_id)
         return None if line is None else line.holder
 
+    def first_waiting(self, session_id: str) -> tuple[int, str] | None:
+        """The order and the id of the run that waits first for a session."""
+        line = self._lines.get(session_id)
+        return line.waiting[0] if line is not None and line.waiting else None
+
     def enqueue(self, order: int, run_id: str, session_id: str) -> None:
         """A run arrives. Runs of one session, and of the process, go in the order of `order`."""
         line = self._lines.setdefault(session_id, _Line())
@@ -109,11 +114,16 @@ class Admission:
 
     def requeue(self, order: int, run_id: str, session_id: str) -> None:
         """A run that has begun in its session waits for a slot, before all others of its session."""
+        self._lines.setdefault(session_id, _Line()).holder = None
+        self.put_first(order, run_id, session_id)
+
+    def put_first(self, order: int, run_id: str, session_id: str) -> None:
+        """A run waits before all others of its session."""
         line = self._lines.setdefault(session_id, _Line())
-        line.holder = None
         line.waiting.appendleft((order, run_id))
         self.queued += 1
-        heapq.heappush(self._first_in_line, (order, run_id, session_id))
+        if line.holder is None:
+            heapq.heappush(self._first_in_line, (order, run_id, session_id))
 
     def stand_back(self, order: int, run_id: str, session_id: str) -> None:
         """A run at work finds its session in another process's hands: it waits, before all others of its session, until

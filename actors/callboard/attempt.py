@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from callboard.agents import Agent
 from callboard.directory import Directory
-from callboard.entries import ended_early, moved, result_of, write_entry
+from callboard.entries import ended_early, moved, parked, result_of, write_entry
 from callboard.history import Conversation
 from callboard.journal import RunJournal
 from callboard.kernel import Ref
@@ -20,17 +20,19 @@ from callboard.mail import RunMail
 from callboard.memory import MemoryActor
 from callboard.model_step import feedback_for
 from callboard.plain_steps import NOT_MEANT_FOR_US, failed
+from callboard.resuming import can_pass, own_since_beginning, way_records
 from callboard.run import RunContext
 from callboard.run_info import RunInfo, run_at_work
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.snapshot import snapshot_of
-from callboard.stops import SessionElsewhere, StopRun, cancelled
+from callboard.stops import ParkRun, SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import (
     CloseRun,
     OpenRunAccount,
     OpenSession,
+    ResumeStruckRun,
 )
 from callboard_protocol.errors import (
     AgentDefinitionError,
@@ -40,6 +42,7 @@ from callboard_protocol.errors import (
     InterruptedByCrashError,
     OutputValidationError,
     PoisonousRunError,
+    RunNotResumableError,
     SessionLockedError,
     StepTimeoutError,
     StoreError,
@@ -52,6 +55,7 @@ from callboard_protocol.records import LogRecord, RunBegan, RunEnded, RunResumed
 from callboard_protocol.runs import RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import SessionCheckpoint, step_checkpoint_id
 from callboard_protocol.states import STOP_INPUTS, RunInput, RunState
+from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 
 _STORE_FAILED = "the run stopped without writing; it carries on from its last completed step"
@@ -84,18 +88,26 @@ class RunAttempt:
         self._run: LiveRun | None = None
         self._conversation = Conversation()
         self._has_begun = False
+        self._can_park = False
+        self._strikes = 0
+        self._in_flight: str | None = None
+        self._way_back: Sequence[LogRecord] = ()
         self._token = 0
         self._opened_at = self._acquired_at = time.monotonic()
 
-    async def perform(self) -> RunResult[Any]:
-        """Run until there is a result. Whatever goes wrong is in the result."""
+    async def perform(self) -> RunResult[Any] | None:
+        """Run until there is a result. Whatever goes wrong is in the result; there is none yet where the run is to be
+        tried again.
+        """
         run_at_work.set(self._ticket.run_id)
         try:
             try:
                 output = await self._work()
-            except (GeneratorExit, SessionElsewhere):
+            except (GeneratorExit, SessionElsewhere, StruckRunWaits):
                 raise
             except BaseException as error:  # noqa: BLE001  (whatever a pattern raises is how its run ends)
+                if await self._put_off(error):
+                    return None
                 return await self._broken_off(error)
             if self._ticket.stop is not None:
                 # The pattern swallowed the cancellation.
@@ -118,21 +130,31 @@ class RunAttempt:
         ticket = self._ticket
         if ticket.stop is not None:
             raise ticket.stop
-        run, opened = await self._open(self._agent.state_type)
+        run, opened = await self._open(self._agent.state_type, goes_on=True)
         if ticket.mail.cancellation is not None:
             # It was posted while nobody carried the run.
             wanted = ticket.mail.cancellation
             ticket.stopped_by, ticket.reason = wanted.by, wanted.reason
             raise cancelled(ticket.run_id, wanted.by, wanted.reason)
-        run.is_limited = await self._directory.supervisor.ask(
-            OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
-        )
-        began = await self._begin(run, opened)
-        self._acquired_at, self._token = time.monotonic(), opened.lease.token
-        self._announce(run, opened)
+        if self._strikes:
+            run.is_struck = True
+            if not await self._directory.supervisor.ask(ResumeStruckRun(run_id=ticket.run_id), timeout=None):
+                raise StruckRunWaits
         memory = MemorySteps(run, self._memory)
         async with AsyncExitStack() as stack:
-            run.deps = await self._open_deps(run, stack)
+            # After a crash the start is on disk first: to open the deps may be what ends the process. Else it is only
+            # tried, again and again if need be, and leaves no trace.
+            is_tried = self._can_park and not ticket.entry.crashed
+            if is_tried:
+                run.deps = await self._open_deps(run, stack)
+            run.is_limited = await self._directory.supervisor.ask(
+                OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
+            )
+            began = await self._begin(run, opened)
+            self._acquired_at, self._token = time.monotonic(), opened.lease.token
+            self._announce(run, opened)
+            if not is_tried:
+                run.deps = await self._open_deps(run, stack)
             if ticket.request.resume_from_checkpoint is None:
                 await memory.inject(began.messages[0])
             else:
@@ -145,18 +167,44 @@ class RunAttempt:
             await memory.write_back(output)
             return output
 
-    async def _open(self, state_type: type[Any] | None) -> tuple[LiveRun, OpenedSession]:
-        """Read what the session and the run itself have on disk."""
+    async def _open(self, state_type: type[Any] | None, *, goes_on: bool) -> tuple[LiveRun, OpenedSession]:
+        """Read what the session and the run itself have on disk.
+
+        Args:
+            state_type: the agent's.
+            goes_on: whether the run is to go on; otherwise it is only to be ended.
+
+        Raises:
+            PoisonousRunError: it made no progress at as many starts in a row as its budget allows.
+            InterruptedByCrashError: it asked not to be carried on after a crash.
+            RunNotResumableError: it had ended, and its session has moved on since.
+        """
         ticket = self._ticket
+        entry = ticket.entry
+        afresh = goes_on and entry.crashed and ticket.request.on_crash == "restart"
         opened: OpenedSession = await self._session.ask(
-            OpenSession(run_id=ticket.run_id, resume_from_checkpoint=ticket.request.resume_from_checkpoint),
+            OpenSession(
+                run_id=ticket.run_id,
+                resume_from_checkpoint=ticket.request.resume_from_checkpoint,
+                begins_afresh=afresh,
+                failure=entry.problem if goes_on else None,
+            ),
             timeout=None,
         )
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
+        self._can_park = ticket.request.durable and (ticket.is_recovered or journal.began is not None)
+        if goes_on and journal.began is not None:
+            self._strikes = self._strikes_against(journal)
+        self._in_flight = journal.in_flight()
+        counting = own_since_beginning(opened.own)
+        if afresh:
+            journal.begin_afresh()
+            counting = ()
+        self._way_back = way_records(journal, opened)
         state = SessionState(state_type, opened.state)
-        before = max((getattr(stored.record, "running", 0.0) for stored in opened.own), default=0.0)
+        before = max((getattr(stored.record, "running", 0.0) for stored in counting), default=0.0)
         run = LiveRun(ticket, self._agent, journal, self._session, self._directory, state, before)
-        for stored in opened.own:
+        for stored in counting:
             run.meter.count(stored.record)
         self._run, self._has_begun = run, journal.began is not None
         if ticket.has_mail and ticket.request.durable:
@@ -227,11 +275,9 @@ class RunAttempt:
         if is_in_use and await self._directory.store.held_elsewhere(ticket.session_id):
             raise SessionElsewhere
         entry = ticket.entry
+        began_sequence = entry.began_sequence
         first: LogRecord
-        markers = () if opened.rewind is None else (opened.rewind,)
         if journal.began is None:
-            for _ in markers:
-                journal.claim_ordinal()
             began = first = trusted(
                 RunBegan,
                 run_id=ticket.run_id,
@@ -242,20 +288,37 @@ class RunAttempt:
                 state_sequence=opened.head.state_sequence,
                 transcript_length=opened.head.transcript_length,
                 messages=(ticket.request.input_message(),),
+                attempt=run.attempt,
+                strikes=self._strikes,
             )
-            entry = moved(entry, RunInput.START, began_sequence=opened.head.next_sequence - len(markers), attempts=1)
-            run.attempt = 1
+            if began_sequence is None:
+                began_sequence = opened.head.next_sequence - len(self._way_back)
         else:
             began = journal.began
-            if ticket.crashed and ticket.request.on_crash == "fail":
-                raise InterruptedByCrashError(f"run {ticket.run_id} was in flight when its process ended")
-            first = self._resumption(journal, run)
-            entry = moved(entry, RunInput.START, attempts=first.attempt, strikes=first.strikes)
-            run.attempt = first.attempt
+            first = RunResumed(
+                run_id=ticket.run_id,
+                ordinal=journal.claim_ordinal(),
+                at=time.time(),
+                attempt=run.attempt,
+                strikes=self._strikes,
+                agent=self._agent.snapshot(),
+                in_flight=self._in_flight,
+                running=run.running(),
+            )
+        entry = moved(
+            entry,
+            RunInput.START,
+            began_sequence=began_sequence,
+            attempts=run.attempt,
+            strikes=self._strikes,
+            crashed=False,
+            problem=None,
+        )
         try:
             # A run that nobody has been told of yet is refused, not held.
             may_wait = ticket.accepted.done()
-            await journal.append(*markers, first, run=entry if ticket.request.durable else None, may_wait=may_wait)
+            way_back, self._way_back = self._way_back, ()
+            await journal.append(*way_back, first, run=entry if ticket.request.durable else None, may_wait=may_wait)
         except asyncio.CancelledError:
             # The journal lets a cancellation pass only once the record is on disk.
             ticket.entry, self._has_begun = entry, True
@@ -263,35 +326,27 @@ class RunAttempt:
         except (SessionLockedError, FencedError) as refused:
             raise SessionElsewhere from refused
         ticket.entry, self._has_begun = entry, True
+        ticket.parked_for = ""
         ticket.accept()
         return began
 
-    def _resumption(self, journal: RunJournal, run: LiveRun) -> RunResumed:
-        """The record of a further attempt.
+    def _strikes_against(self, journal: RunJournal) -> int:
+        """Crashes in a row that the run may have caused.
 
         Raises:
-            PoisonousRunError: it made no progress at as many starts in a row as its budget allows.
+            PoisonousRunError: they are as many as its budget allows.
+            InterruptedByCrashError: it asked not to be carried on after one.
         """
-        strikes = 0
-        if self._ticket.crashed and not journal.progressed:
-            last = journal.last_start
-            strikes = 1 + (last.strikes if isinstance(last, RunResumed) else 0)
-        limit = run.budget.max_resume_attempts
-        if strikes >= limit:
+        ticket = self._ticket
+        if ticket.entry.crashed and ticket.request.on_crash == "fail":
+            raise InterruptedByCrashError(f"run {ticket.run_id} was in flight when its process ended")
+        strikes = journal.strikes(crashed=ticket.entry.crashed)
+        if ticket.entry.crashed and strikes >= ticket.limits(self._agent).max_resume_attempts:
             raise PoisonousRunError(
-                f"run {self._ticket.run_id} was in flight at {strikes} crashes in a row without getting further",
+                f"run {ticket.run_id} was in flight at {strikes} crashes in a row without getting further",
                 context={"strikes": strikes, "in_flight": journal.in_flight()},
             )
-        return RunResumed(
-            run_id=self._ticket.run_id,
-            ordinal=journal.claim_ordinal(),
-            at=time.time(),
-            attempt=journal.attempt + 1,
-            strikes=strikes,
-            agent=self._agent.snapshot(),
-            in_flight=journal.in_flight(),
-            running=run.running(),
-        )
+        return strikes
 
     async def _open_deps(self, run: LiveRun, stack: AsyncExitStack) -> Any:
         deps = self._agent.deps if self._ticket.deps is None else self._ticket.deps
@@ -300,10 +355,14 @@ class RunAttempt:
         info = RunInfo(run.run_id, run.session_id, self._agent.id, run.attempt, dict(run.request.metadata))
         try:
             return await stack.enter_async_context(self._manager(deps(info)))
-        except CallboardError:
-            raise
         except (Exception, *NOT_MEANT_FOR_US) as problem:
-            raise failed(f"the deps factory of agent {self._agent.id!r}", problem) from problem
+            who = f"the deps factory of agent {self._agent.id!r}"
+            error = problem if isinstance(problem, CallboardError) else failed(who, problem)
+            if self._can_park:
+                raise ParkRun(error.message) from problem
+            if error is problem:
+                raise
+            raise error from problem
 
     def _manager(self, opened: object) -> AbstractAsyncContextManager[Any]:
         if isinstance(opened, AbstractAsyncContextManager):
@@ -342,6 +401,18 @@ class RunAttempt:
 
     # ---- the end
 
+    async def _put_off(self, error: BaseException) -> bool:
+        """Leave the run to a further attempt where that can be what it takes; whether it was left to one."""
+        if self._ticket.stop is not None:
+            return False
+        if isinstance(error, ParkRun):
+            await self._parked(error)
+            return True
+        if self._can_be_tried_again(error):
+            await self._tried_again(error)
+            return True
+        return False
+
     async def _broken_off(self, error: BaseException) -> RunResult[Any]:
         """End the run as what came out of its pattern says."""
         if isinstance(error, BaseExceptionGroup):
@@ -365,6 +436,38 @@ class RunAttempt:
         if isinstance(error, StoreError):
             return self._unwritten(error)
         return await self._ended("failed", error=error)
+
+    def _can_be_tried_again(self, error: BaseException) -> bool:
+        """Whether the run's error can pass, and has not been given its chances."""
+        ticket, run = self._ticket, self._run
+        if run is None or not ticket.request.durable or ticket.entry.state != RunState.RUNNING:
+            return False
+        return can_pass(error) and self._retries < run.budget.max_resume_attempts
+
+    @property
+    def _retries(self) -> int:
+        """How often in a row the run has been tried again by now: since a step of it last succeeded."""
+        return 0 if self._run is None or self._run.journal.got_further else self._ticket.entry.retries
+
+    async def _tried_again(self, error: BaseException) -> None:
+        """Leave the run to a further attempt, which begins after a pause."""
+        ticket, run = self._ticket, self._run
+        assert run is not None
+        problem = describe(error)
+        pending = (PendingCall(reason="retry", message=problem.message),)
+        entry = moved(ticket.entry, RunInput.INTERRUPT, retries=self._retries + 1, problem=problem, pending=pending)
+        await run.journal.append(run=entry)
+        ticket.entry = entry
+
+    async def _parked(self, park: ParkRun) -> None:
+        """Leave the run to a further attempt, which is made when it may have what it lacks."""
+        ticket, run = self._ticket, self._run
+        was, entry = ticket.entry, parked(ticket.entry, park.reason)
+        if was.state == RunState.RUNNING and run is not None:
+            await run.journal.append(run=entry)
+        elif ticket.parked_for != park.reason:
+            await write_entry(self._directory.store, entry)
+        ticket.entry, ticket.parked_for = entry, park.reason
 
     async def _gave_up(self, error: StoreFullError, stop: StopRun) -> RunResult[Any]:
         """The run was stopped while it waited for room, and lets go of what it held."""
@@ -391,13 +494,15 @@ class RunAttempt:
         if self._run is None and ticket.entry.began_sequence is not None:
             # It was stopped before it went on; what an earlier attempt left open is closed all the same.
             try:
-                await self._open(None)
-            except DamagedRecordError:
-                # Nothing can be closed in what cannot be read, and the run must not be stuck for that.
+                await self._open(None, goes_on=False)
+            except (DamagedRecordError, RunNotResumableError):
+                # Nothing can be closed in what cannot be read, and the run must not be stuck for that. What has
+                # moved on since its end is none of its own.
                 return await self._never_began(stop_reason, error)
         run = self._run
         if run is None or not self._has_begun:
             return await self._never_began(stop_reason, error)
+        self._tell_of_chances(run, error)
         # Whoever stops the run from now on comes too late, and must not cut the last record short.
         ticket.stop = ticket.stop or StopRun(stop_reason)
         ordinal = run.journal.claim_ordinal()
@@ -416,6 +521,19 @@ class RunAttempt:
                     keeps_snapshot = False
                 else:
                     raise
+
+    def _tell_of_chances(self, run: LiveRun, error: BaseException | None) -> None:
+        """Say of a run that fails how often it had been carried on."""
+        if isinstance(error, PoisonousRunError):
+            told = {"strikes": error.context["strikes"], "in_flight": error.context["in_flight"]}
+        elif error is not None and can_pass(error) and self._retries:
+            assert isinstance(error, CallboardError)
+            error.context["tried"] = self._retries + 1
+            error.hint = error.hint or "runtime.resume(run_id) tries once more, when what it needs is there again"
+            told = {"retries": self._retries}
+        else:
+            return
+        run.publish(("run.resume_exhausted", None, told))
 
     async def _close(
         self,
@@ -460,7 +578,14 @@ class RunAttempt:
             cancelled_by=ticket.stopped_by,
             reason=ticket.reason,
         )
-        entry = moved(ticket.entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, ended_at=record.at, pending=())
+        entry = moved(
+            ticket.entry,
+            STOP_INPUTS[stop_reason],
+            stop_reason=stop_reason,
+            ended_at=record.at,
+            pending=(),
+            problem=None,
+        )
         steps = journal.steps + len(tail)
         checkpoint = trusted(
             SessionCheckpoint,
@@ -470,7 +595,7 @@ class RunAttempt:
             step_index=steps,
             created_at=record.at,
         )
-        await journal.append(*tail, record, run=entry, checkpoint=checkpoint)
+        await journal.append(*self._way_back, *tail, record, run=entry, checkpoint=checkpoint)
         ticket.entry = entry
         return result_of(entry, record, tuple(journal.artifacts), output)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 from callboard_protocol.digests import fingerprint
+from callboard_protocol.errors import CallboardError
 from callboard_protocol.failures import describe
 from callboard_protocol.records import RunEnded
 from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import RunEntry
-from callboard_protocol.states import STOP_INPUTS, RunInput, advance
+from callboard_protocol.states import STOP_INPUTS, RunInput, RunState, advance
+from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 from callboard_storage.committing import commit
 from callboard_storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 def moved(entry: RunEntry, event: RunInput, **changes: Any) -> RunEntry:
@@ -22,6 +28,14 @@ def moved(entry: RunEntry, event: RunInput, **changes: Any) -> RunEntry:
         IllegalTransitionError: the state machine has no such move.
     """
     return trusted(RunEntry, **{**vars(entry), "state": advance(entry.state, event), **changes})
+
+
+def parked(entry: RunEntry, reason: str) -> RunEntry:
+    """The entry of a run that cannot go on for want of something."""
+    pending = (PendingCall(reason="parked", message=reason),)
+    if entry.state == RunState.PARKED:
+        return entry.model_copy(update={"pending": pending})
+    return moved(entry, RunInput.PARK, pending=pending)
 
 
 def ended_early(entry: RunEntry, stop_reason: StopReason, error: BaseException | None, at: float) -> RunEntry:
@@ -39,6 +53,18 @@ async def write_entry(store: Store, entry: RunEntry) -> None:
     batch = store.batch(entry.session_id)
     batch.put_run(entry)
     await commit(store, batch)
+
+
+def post_entry(store: Store, entry: RunEntry) -> None:
+    """Have a run's entry written, without waiting. It says no more than what the next start would find out anyway."""
+
+    def acknowledge(error: CallboardError | None) -> None:
+        if error is not None:
+            logger.warning("the entry of run %s was not written: %s", entry.run_id, error)
+
+    batch = store.batch(entry.session_id)
+    batch.put_run(entry)
+    store.commit(batch, None, asyncio.get_running_loop(), acknowledge)
 
 
 def result_of(
@@ -60,7 +86,7 @@ def result_of(
         final_output=output,
         usage=RunUsage() if ended is None else ended.usage,
         artifacts=artifacts,
-        error_details=entry.problem if ended is None else ended.error_details,
+        error_details=entry.problem or (None if ended is None else ended.error_details),
         error_snapshot=None if ended is None else ended.error_snapshot,
         pending=entry.pending,
         metadata=entry.request.metadata,

@@ -53,7 +53,7 @@ class RuntimeStats(Frozen):
         running: runs at work.
         queued: runs that wait for a slot or for their session.
         suspended: runs that wait for a decision, or for room in the store.
-        parked: runs that wait for their agent, or for their session to be readable.
+        parked: runs that wait for their agent, for its deps, or for their session to be readable.
         active_sessions: sessions in memory.
         free_slots: runs that could start at once.
         completed: runs that completed since the runtime was opened.

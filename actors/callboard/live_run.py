@@ -24,7 +24,7 @@ from callboard.stops import StopRun
 from callboard.storage_hold import StorageHold
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import ZERO, Amount, Granted, Refused
-from callboard_protocol.commands import ReserveBudget, SettleBudget
+from callboard_protocol.commands import ClearStruckRun, ReserveBudget, SettleBudget
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError, UnpersistableValueError, UsageError
 from callboard_protocol.event_base import RawEvent
@@ -129,11 +129,13 @@ class LiveRun:
         self.boundary = ticket.boundary = StepBoundary(ticket.interrupt)
         self.deps: Any = None
         self.instructions = agent.instructions
-        self.attempt = max(1, journal.attempt)
+        self.attempt = journal.attempt + 1
+        self.is_struck = False
         self.clocks = _clocks(journal)
         self.warned_of = {_subject(IDEMPOTENCY_WARNING, {"tool": one.tool}) for one in journal.intents.values()}
         self.artifacts: list[RunArtifact] = []
-        self.budget = request.budget or agent.budget
+        self.budget = ticket.limits(agent)
+        self._replayed: int | None = len(journal.completed) if journal.attempt else None
         self.is_limited = True
         self.limits_tokens = (
             self.budget.max_total_tokens is not None
@@ -258,10 +260,25 @@ class LiveRun:
     def _landed(self, record: LogRecord) -> None:
         """Count a record that is on disk, and publish its events."""
         self.meter.count(record)
+        if self._replayed is not None and isinstance(record, StepCompleted | SleepBegan):
+            self._got_further(record, self._replayed)
         if self.is_watched:
             self.directory.publish(events_of(record, self.session_id, self.agent.id, self.journal.steps))
             if isinstance(record, StepCompleted) and record.response is not None:
                 self.publish(("usage.updated", None, {"usage": self.meter.usage()}))
+
+    def _got_further(self, record: StepCompleted | SleepBegan, replayed: int) -> None:
+        """A resumed run has something new on disk: what earlier attempts had recorded is behind it."""
+        if self.is_struck:
+            self.is_struck = False
+            self.directory.supervisor.tell(ClearStruckRun(run_id=self.run_id))
+        if isinstance(record, StepCompleted) and record.error is not None:
+            return
+        self._replayed = None
+        took = time.monotonic() - self._started
+        self.publish(
+            ("run.resume_succeeded", None, {"attempt": self.attempt, "replayed_steps": replayed, "duration": took})
+        )
 
     def instructed(self, history: Sequence[Message]) -> Sequence[Message]:
         """A history with the run's instructions in front, unless it brings its own."""

@@ -149,7 +149,7 @@ async def _ask(
     contract: OutputContract | None,
 ) -> ModelResponse[Any]:
     model = run.model
-    recorded = run.journal.recorded(step, "generate", "", fit)
+    recorded = run.journal.recorded(step, "generate", "", fit, new)
     conversation = scope.conversation
     new = _say(conversation, new)
     if recorded is not None:

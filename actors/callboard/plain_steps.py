@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from callboard.lifecycle_steps import lifecycle_record
 from callboard.live_run import LiveRun
 from callboard.scopes import Scope
 from callboard.stops import StopRun
@@ -43,7 +44,7 @@ async def run_function(
     try:
         adapter = _returns(fn)
         fit = fingerprint((args, kwargs)) if args or kwargs else b""
-        recorded = run.journal.recorded(step, "step", name, fit)
+        recorded = run.journal.recorded(step, "step", name, fit, (args, kwargs))
         if recorded is not None:
             run.state.apply(recorded)
         else:
@@ -167,6 +168,18 @@ def keep_branch_readings(run: LiveRun, scope: Scope) -> None:
         run.journal.owe(record.model_copy(update={"clock": tuple(scope.readings)}))
 
 
+def patched(run: LiveRun, name: str) -> bool:
+    """Whether changed code applies to this run; see `RunContext.patched`."""
+    check_name(name, "name of the patch")
+    known = run.journal.is_patched(name)
+    if known is not None:
+        return known
+    run.heed_stop()
+    run.journal.patch(name)
+    run.journal.owe(lifecycle_record(run, f"/patched.{name}", "patched", name, value=True))
+    return True
+
+
 def draw(run: LiveRun, scope: Scope) -> float:
     """A number drawn by the draw's identity; it leaves no record."""
     identity = f"{run.run_id}:{scope.draw()}"
@@ -178,7 +191,7 @@ async def add_artifact(run: LiveRun, scope: Scope, artifact: RunArtifact) -> Run
     step = scope.begin("add_artifact")
     try:
         fit = fingerprint((artifact.kind, artifact.payload))
-        recorded = run.journal.recorded(step, "artifact", artifact.name, fit)
+        recorded = run.journal.recorded(step, "artifact", artifact.name, fit, artifact.payload)
         if recorded is None:
             recorded = step_record(run, scope, step, "artifact", artifact.name, fit=fit, artifact=artifact)
             await run.complete(recorded)
@@ -202,7 +215,7 @@ async def emit(run: LiveRun, scope: Scope, name: str, payload: JsonObject) -> No
     step = scope.begin("emit")
     try:
         fit = fingerprint(payload)
-        recorded = run.journal.recorded(step, "emit", name, fit)
+        recorded = run.journal.recorded(step, "emit", name, fit, payload)
         if recorded is None:
             await run.complete(step_record(run, scope, step, "emit", name, fit=fit, value=payload))
         elif recorded.error is not None:

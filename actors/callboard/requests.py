@@ -94,8 +94,6 @@ def _refuse_unbuilt(request: RunRequest) -> None:
     unbuilt = {
         "account": request.account is not None,
         "parent_run_id": request.parent_run_id is not None,
-        "on_busy='interrupt'": request.on_busy == "interrupt",
-        "on_crash='restart'": request.on_crash == "restart",
     }
     for what, is_asked in unbuilt.items():
         if is_asked:

@@ -11,9 +11,9 @@ FIRST_DELAY = 0.05
 LONGEST_DELAY = 2.0
 
 
-def next_delay(delay: float) -> float:
+def next_delay(delay: float, longest: float = LONGEST_DELAY) -> float:
     """Seconds to wait after having waited `delay` in vain: twice as long, and never in step with everyone else."""
-    return min(2 * delay, LONGEST_DELAY) * random.uniform(0.75, 1.0)  # noqa: S311  (a pace, no secret)
+    return min(2 * delay, longest) * random.uniform(0.75, 1.0)  # noqa: S311  (a pace, no secret)
 
 
 async def room_in(store: Store) -> None:

@@ -211,6 +211,21 @@ class RunContext(Generic[DepsT]):
         """The time in UTC; a replay reads what the first attempt read."""
         return datetime.fromtimestamp(plain_steps.read_clock(self._run, self._scope), UTC)
 
+    def patched(self, name: str) -> bool:
+        """Guard code that was changed while runs were in flight: ``if ctx.patched("ask-twice"): ... else: ...``.
+
+        False in a run that has come past this point before the code was changed; True in every other. The first answer
+        stands for the run's life, at every attempt and wherever it asks by that name. Once no run from before the
+        change is left, the guard and the old code can go.
+
+        Args:
+            name: of the change.
+
+        Raises:
+            InvalidIdentifierError: the name is empty or cannot be stored.
+        """
+        return plain_steps.patched(self._run, name)
+
     def random(self) -> float:
         """A number from 0 up to 1, drawn by the call's identity: the same at every attempt."""
         return plain_steps.draw(self._run, self._scope)

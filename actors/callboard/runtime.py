@@ -37,6 +37,7 @@ from callboard_protocol.commands import (
     DecideCall,
     FollowRun,
     RecoverRuns,
+    ResumeRun,
     SendSignal,
     SubmitRun,
     Subscribe,
@@ -47,7 +48,7 @@ from callboard_protocol.event_base import Event
 from callboard_protocol.events import check_known_name
 from callboard_protocol.failures import describe
 from callboard_protocol.messages import ContentPart
-from callboard_protocol.runs import RunRequest, RunResult
+from callboard_protocol.runs import RunBudget, RunRequest, RunResult
 from callboard_protocol.states import FINAL, RunState
 from callboard_protocol.tools import Decision
 from callboard_storage.open_store import open_store
@@ -507,6 +508,32 @@ class Runtime:
         check_identifier(run_id, "run id")
         check_name(channel, "name of the channel")
         await self._open.supervisor.ask(SendSignal(run_id=run_id, channel=channel, value=value), timeout=None)
+
+    async def resume(self, run_id: str, *, budget: RunBudget | None = None) -> RunHandle[Any]:
+        """Let a run go on: one that failed, ran out of its time or its budget, one that nobody carries on since the
+        runtime was opened with `recover=False`, and one that is parked. Where it failed over a step, that step is made
+        again; every other step keeps its outcome.
+
+        To resume a run that waits or is at work is harmless.
+
+        Args:
+            run_id: which.
+            budget: limits in the place of all those it had, from now on. What it has used up counts.
+
+        Returns:
+            Its handle. It is on disk that the run is to go on.
+
+        Raises:
+            UnknownRunError: there is no such run.
+            RunNotResumableError: it completed, was cancelled or waits for a decision; or its session has moved on.
+            UnknownAgentError: its agent is not registered.
+            StoreFullError: the store has no room for more work.
+        """
+        check_identifier(run_id, "run id")
+        if not isinstance(budget, RunBudget | None):
+            raise UsageError(f"budget={budget!r:.60} is no budget", hint="budget=RunBudget(max_steps=...)")
+        ticket = await self._open.supervisor.ask(ResumeRun(run_id=run_id, budget=budget), timeout=None)
+        return self._handle(ticket)
 
     # ---- what else there is
 

@@ -12,6 +12,7 @@ from typing import Any
 from callboard.checkpoints import fold_at, rewind_marker
 from callboard.commit_line import CommitLine
 from callboard.kernel import Actor, LoopFuture, handles
+from callboard.resuming import marker_within, way_back
 from callboard_protocol.commands import (
     AppendRecords,
     CloseRun,
@@ -22,7 +23,7 @@ from callboard_protocol.commands import (
 )
 from callboard_protocol.errors import CallboardError, FencedError, UnknownSessionError
 from callboard_protocol.messages import Message
-from callboard_protocol.records import SessionRewound, StepCompleted
+from callboard_protocol.records import RunBegan, SessionRewound, StepCompleted
 from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
@@ -43,8 +44,9 @@ class OpenedSession:
         own: the run's own records, if it began before.
         lease: the session's lock, which the attempt's first record takes and its last one gives back.
         injected: what the memory had to say to the run before.
-        rewind: the marker that the run's first record follows, where it goes back to a checkpoint; `head`,
-            `transcript`, `state` and `injected` are as this makes them.
+        rewind: the marker that the attempt's first record follows, where it goes back. Where the run begins behind it,
+            `head`, `transcript`, `state` and `injected` are as this makes them.
+        voided: the step whose outcome no longer counts.
     """
 
     head: SessionHead
@@ -54,6 +56,7 @@ class OpenedSession:
     lease: Lease
     injected: tuple[str, ...] = ()
     rewind: SessionRewound | None = None
+    voided: str | None = None
 
 
 class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppends | SaveCheckpoint | CloseRun]):
@@ -84,20 +87,33 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
 
         Raises:
             UnknownCheckpointError: the run is to go back to a checkpoint that is not there.
+            RunNotResumableError: the run had ended, and its session has moved on since.
             DamagedRecordError: a record cannot be read.
         """
         self._lease = self._store.lease()
         records = await self._store.read_log(self._session_id)
         own = _own(message.run_id, records)
-        began = own[0].sequence + isinstance(own[0].record, SessionRewound) if own else len(records)
+        began = next((one.sequence for one in reversed(own) if isinstance(one.record, RunBegan)), len(records))
         before = SessionFold(self._session_id, (stored.record for stored in records[:began]))
         self._follow(before, records[began:])
         rewind: SessionRewound | None = None
+        voided: str | None = None
         if not own and message.resume_from_checkpoint is not None:
             at = await fold_at(self._store, self._session_id, message.resume_from_checkpoint)
             rewind = rewind_marker(at, message.resume_from_checkpoint, run_id=message.run_id)
             before.add(rewind)
             self._state_behind_rewind = before.state
+        elif own and message.begins_afresh:
+            rewind = marker_within(before, own)
+            self._state_behind_rewind = before.state
+            before = SessionFold(self._session_id, (*(stored.record for stored in records), rewind))
+        elif own:
+            way = way_back(records, own, message.failure)
+            voided = way.voided
+            if way.back_to is not None:
+                at = SessionFold(self._session_id, (stored.record for stored in records[: way.back_to + 1]))
+                rewind = marker_within(at, own)
+                self._state_behind_rewind = at.state
         return OpenedSession(
             head=before.head(),
             transcript=before.transcript(),
@@ -106,6 +122,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
             lease=self._lease,
             injected=before.injected(),
             rewind=rewind,
+            voided=voided,
         )
 
     @handles
@@ -211,12 +228,12 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
 
     def _follow(self, before: SessionFold, records: Sequence[StoredRecord]) -> None:
         """Stand where the log ends: behind `before`, and the records of the run that go on from there."""
-        fold, state = HeadFold(before.head()), before.state
+        fold, states = HeadFold(before.head()), {before.head().state_sequence: before.state}
         for stored in records:
             fold.add(stored.sequence, stored.record)
             if isinstance(stored.record, StepCompleted) and stored.record.state_changed:
-                state = stored.record.state
-        self._fold, self._state = fold, state
+                states[stored.sequence] = stored.record.state
+        self._fold, self._state = fold, states[fold.state_sequence]
 
 
 def _own(run_id: str, records: Sequence[StoredRecord]) -> Sequence[StoredRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -79,7 +80,7 @@ async def _received(
     """The step's record: it and the removal of the signal are one transaction."""
     began = time.monotonic()
     until = None if seconds is None else await _instant(run, scope, step, seconds)
-    signal = await _next(run, channel, until)
+    signal = await _next(run, scope, step, channel, until)
     error: ReceiveTimeoutError | UnexpectedSignalError | None = None
     if signal is None:
         error = ReceiveTimeoutError(f"nothing came over channel {channel!r} within {seconds:g} s")
@@ -91,13 +92,16 @@ async def _received(
     return await run.land(record, taken=signal)
 
 
-async def _next(run: LiveRun, channel: str, until: float | None) -> PostedSignal | None:
+async def _next(run: LiveRun, scope: Scope, step: str, channel: str, until: float | None) -> PostedSignal | None:
     """The next signal of a channel; None where none came in time."""
     waiting = asyncio.ensure_future(run.mail.next_signal(channel))
     try:
         await asyncio.sleep(0)
         if waiting.done():
             return waiting.result()
+        if until is None:
+            # It may wait for long, and through crashes that are none of its doing: the log says that it only waits.
+            await _instant(run, scope, step, math.inf)
         async with without_slot(run):
             await asyncio.wait([waiting], timeout=None if until is None else max(0.0, until - time.time()))
         return waiting.result() if waiting.done() else None
@@ -119,8 +123,8 @@ def _misfit(channel: str, value: Any, adapter: TypeAdapter[Any]) -> UnexpectedSi
 
 async def _instant(run: LiveRun, scope: Scope, step: str, seconds: float) -> float:
     """When the waiting ends, in unix seconds: on disk from its beginning, so that a restart does not prolong it."""
-    began = run.journal.sleeps.get(step)
-    if began is None:
+    began = run.journal.sleep(step)
+    if began is None or began.wake_at == math.inf != seconds:
         began = SleepBegan(
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal(),

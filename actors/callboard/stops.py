@@ -11,6 +11,24 @@ class SessionElsewhere(BaseException):
     """The attempt wrote nothing, because its session is in another process's hands; it begins again when it is free."""
 
 
+class StruckRunWaits(BaseException):
+    """The attempt wrote nothing, because another run that could have caused a crash is at work; it begins again in its
+    turn.
+    """
+
+
+class ParkRun(BaseException):
+    """The attempt cannot be made here, for want of something that may be there later.
+
+    Args:
+        reason: what is missing.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class StopRun(BaseException):
     """Ends the attempt from inside a step. Not an `Exception`, so that no pattern swallows it by accident.
 

@@ -17,13 +17,23 @@ from callboard.budgets import Budgets
 from callboard.checkpoints import fold_at
 from callboard.correspondence import Correspondence
 from callboard.directory import Directory
-from callboard.entries import ended_early, interrupted, moved, request_digest, result_of, write_entry
+from callboard.entries import (
+    ended_early,
+    interrupted,
+    moved,
+    request_digest,
+    result_of,
+    write_entry,
+)
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
+from callboard.making_way import MakingWay
 from callboard.neighbours import Neighbours
 from callboard.results import read_result
+from callboard.resuming import refuse_unless_resumable, resumed_with
+from callboard.returning import ReturningRuns
 from callboard.room import room_in
-from callboard.stops import SessionElsewhere, StopRun, cancelled
+from callboard.stops import SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
@@ -31,6 +41,7 @@ from callboard_protocol.commands import (
     AdoptAgent,
     CancelRun,
     CheckpointSession,
+    ClearStruckRun,
     DecideCall,
     DrainRuns,
     DropAgent,
@@ -42,6 +53,8 @@ from callboard_protocol.commands import (
     RegainSlot,
     ReleaseSession,
     ReserveBudget,
+    ResumeRun,
+    ResumeStruckRun,
     SaveCheckpoint,
     SendSignal,
     SettleBudget,
@@ -57,11 +70,11 @@ from callboard_protocol.errors import (
     RuntimeClosingError,
     SessionHeldByAncestorError,
     StoreFullError,
+    UnknownRunError,
 )
-from callboard_protocol.runs import RunRequest, RunResult
+from callboard_protocol.runs import RunBudget, RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
-from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 
 SupervisorCommand = (
@@ -79,6 +92,9 @@ SupervisorCommand = (
     | SettleBudget
     | LeaveSlot
     | RegainSlot
+    | ResumeRun
+    | ResumeStruckRun
+    | ClearStruckRun
     | CheckpointSession
     | ReleaseSession
     | UseSessionAlone
@@ -135,6 +151,10 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._stopping: set[asyncio.Task[bool]] = set()
         self._correspondence = Correspondence(self._store, self._tickets, self._letter_came)
         self._looking_for_room: asyncio.Task[None] | None = None
+        self._returning = ReturningRuns(
+            self._store, self._tickets, agents, self._admission, admit=self._admit, publish=self._publish
+        )
+        self._making_way = MakingWay(self._store, self._tickets, self._admission, self.cancel)
         directory.describe = self._describe
 
     # ---- taking runs in
@@ -161,6 +181,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             submitted_at=time.time(),
         )
         ticket = RunTicket(entry, message.agent, message.model, message.deps)
+        ticket.is_interrupting = request.on_busy == "interrupt"
         self._tickets[request.run_id] = ticket
         self._being_taken_in += 1
         try:
@@ -173,7 +194,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
             await self._refuse_without_room(request)
             self._refuse_when_closing()
-            self._enqueue(ticket)
+            if request.on_busy == "interrupt":
+                self._making_way.put_first(ticket)
+                self._admit()
+            else:
+                self._enqueue(ticket)
             if ticket.task is None and request.durable:
                 await self._write_down(ticket)
             elif not request.durable:
@@ -226,6 +251,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
     async def _take_over_or_follow(self, ticket: RunTicket) -> None:
         """Carry on with an unfinished run, or watch it if another living process has it."""
         if await self._store.claim_unfinished(ticket.run_id):
+            if self._tickets.get(ticket.run_id, ticket) is not ticket:
+                return  # somebody else of this process was quicker
             self._take_over(ticket)
             await self._look_at_mail(ticket)
             self._admit()
@@ -254,7 +281,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         if admission.queued >= limits.max_queued_runs:
             raise RuntimeBusyError(f"{admission.queued} runs are waiting (max_queued_runs={limits.max_queued_runs})")
-        if queued >= limits.max_queued_per_session:
+        if queued >= limits.max_queued_per_session and request.on_busy != "interrupt":
             raise RuntimeBusyError(
                 f"{queued} runs are waiting for session {request.session_id!r} "
                 f"(max_queued_per_session={limits.max_queued_per_session})"
@@ -354,13 +381,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.finish(result_of(ticket.entry))
             self._correspondence.await_expiry(ticket)
             return
+        ticket.is_recovered = True
         if state == RunState.RUNNING:
-            ticket.crashed = True
-            ticket.entry = moved(ticket.entry, RunInput.INTERRUPT)
+            ticket.entry = moved(ticket.entry, RunInput.INTERRUPT, crashed=True)
         if ticket.entry.state == RunState.INTERRUPTED:
-            ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
+            ticket.entry = moved(ticket.entry, RunInput.REQUEUE, pending=())
         if ticket.agent is None:
-            self._park_for_agent(ticket)
+            self._returning.park_for_agent(ticket)
             return
         if ticket.entry.state == RunState.PARKED:
             ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
@@ -370,40 +397,55 @@ class RunSupervisor(Actor[SupervisorCommand]):
         else:
             self._enqueue(ticket, admit=False)
 
-    def _park_for_agent(self, ticket: RunTicket) -> None:
-        if ticket.entry.began_sequence is not None:
-            self._admission.hold(ticket.run_id, ticket.session_id)
-        self._park(ticket, f"agent {ticket.request.agent_id!r} is not registered")
-
     def _park_unreadable(self, ticket: RunTicket, error: DamagedRecordError, result: RunResult[Any]) -> RunResult[Any]:
         """Keep a run at hand whose session cannot be read. It holds nothing: later runs of the session fare alike."""
         if ticket.entry.state == RunState.INTERRUPTED:
             ticket.entry = moved(ticket.entry, RunInput.REQUEUE)
         self._tickets[ticket.run_id] = ticket
-        self._park(ticket, error.message)
+        self._returning.park(ticket, error.message)
         return result.model_copy(update={"pending": ticket.entry.pending})
-
-    def _park(self, ticket: RunTicket, reason: str) -> None:
-        if ticket.entry.state != RunState.PARKED:
-            ticket.entry = moved(ticket.entry, RunInput.PARK)
-        pending = (PendingCall(reason="parked", message=reason),)
-        ticket.entry = ticket.entry.model_copy(update={"pending": pending})
-        self._publish(ticket, "run.parked", {"reason": reason, "pending": pending})
 
     @handles
     def adopt(self, message: AdoptAgent) -> None:
-        """Lets runs go on that were parked for want of this agent."""
-        agent: Agent[Any, Any] = message.agent
-        for ticket in list(self._tickets.values()):
-            is_parked = ticket.agent is None and ticket.entry.state == RunState.PARKED and not ticket.is_elsewhere
-            if is_parked and ticket.request.agent_id == agent.id:
-                ticket.agent, ticket.model = agent, agent.model
-                ticket.entry = moved(ticket.entry, RunInput.UNPARK, pending=())
-                if ticket.entry.began_sequence is None:
-                    self._enqueue(ticket)
-                else:
-                    self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
-                    self._admit()
+        """Lets runs go on that were parked for want of this agent, or of what it brings."""
+        self._returning.adopt(message.agent)
+
+    @handles(concurrent=True)
+    async def resume(self, message: ResumeRun) -> RunTicket:
+        """Lets a run go on that has ended, that is parked, or that nobody carries on."""
+        if self._draining is not None:
+            raise RuntimeClosingError("the runtime is closing: it resumes no more runs")
+        run_id = message.run_id
+        entry = None if run_id in self._tickets else await self._store.read_run(run_id)
+        ticket = self._tickets.get(run_id)
+        if ticket is None:
+            if entry is None:
+                raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
+            return await self._resume_stored(entry, message.budget)
+        if not ticket.is_elsewhere and ticket.task is None and ticket.entry.state != RunState.QUEUED:
+            self._returning.resume(ticket, message.budget)
+        return ticket
+
+    async def _resume_stored(self, entry: RunEntry, budget: RunBudget | None) -> RunTicket:
+        """Take up a run that nobody in this process has."""
+        refuse_unless_resumable(entry)
+        ticket = self._ticket_of(entry)
+        self._returning.agent_of(ticket)
+        if entry.state in FINAL:
+            return await self._returning.resume_ended(ticket, budget)
+        ticket.entry = resumed_with(entry, budget)
+        await self._take_over_or_follow(ticket)
+        return self._tickets.get(entry.run_id, ticket)
+
+    @handles
+    def resume_struck(self, message: ResumeStruckRun) -> bool:
+        """Lets one run at a time go on that could have caused a crash."""
+        return self._returning.may_go_on(message.run_id)
+
+    @handles
+    def clear_struck(self, message: ClearStruckRun) -> None:
+        """Lets the next one go on."""
+        self._returning.clear(message.run_id)
 
     @handles
     def drop(self, message: DropAgent) -> None:
@@ -454,6 +496,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
         except SessionElsewhere:
             await self._stand_back(ticket)
             return
+        except StruckRunWaits:
+            self._let_go(ticket, keeps_session=True)
+            self._returning.await_turn(ticket)
+            self._admit()
+            return
         except BaseException as error:
             self._let_go(ticket)
             ticket.accept(error)
@@ -464,7 +511,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if not isinstance(error, Exception):
                 raise
             return
+        if result is None:
+            self._let_go(ticket, keeps_session=ticket.entry.began_sequence is not None)
+            self._returning.keep(ticket)
+            self._admit()
+            return
         self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
+        self._returning.forget(ticket)
         if ticket.unreadable is not None and self._draining is None:
             result = self._park_unreadable(ticket, ticket.unreadable, result)
         elif result.stop_reason == "completed":
@@ -496,6 +549,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admit()
             return
         self._let_go(ticket, keeps_session=True)
+        if ticket.is_interrupting:
+            self._making_way.clear(ticket)
         self._admission.stand_back(ticket.entry.order, ticket.run_id, ticket.session_id)
         self._neighbours.wait_for(ticket.session_id)
         self._admit()
@@ -518,6 +573,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             ticket.deadline.cancel()
         self._sessions.leave(ticket.session_id)
         self._budgets.close(ticket.run_id)
+        self._returning.clear(ticket.run_id)
         if ticket.has_slot:
             ticket.has_slot = False
             self._admission.leave_slot()
@@ -532,6 +588,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     @handles
     def leave_slot(self, message: LeaveSlot) -> None:
         """Gives the slot of a run that waits to another."""
+        self._returning.clear(message.run_id)
         ticket = self._tickets.get(message.run_id)
         if ticket is not None and ticket.has_slot:
             ticket.has_slot = False
@@ -558,7 +615,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         """Opens the run's account with what it had spent, and arms its deadline."""
         ticket = self._tickets[message.run_id]
         assert ticket.agent is not None
-        budget = ticket.request.budget or ticket.agent.budget
+        budget = ticket.limits(ticket.agent)
         self._budgets.open(message.run_id, Limits.of(budget), message.spent)
         if budget.max_duration is not None:
             left = max(0.0, as_seconds(budget.max_duration) - message.running)
@@ -608,7 +665,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             await self._look_at_mail(ticket)
 
     async def _look_at_mail(self, ticket: RunTicket) -> None:
-        if ticket.task is None and ticket.entry.state != RunState.SUSPENDED:
+        if ticket.task is None and ticket.entry.state == RunState.QUEUED:
             ticket.has_mail = True  # it is read when its turn comes
             return
         await self._correspondence.collect(ticket)
@@ -666,6 +723,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return _was_cancelled(ticket)
         ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = cancelled(ticket.run_id, message.by, message.reason)
+        self._returning.forget(ticket)
         if ticket.task is not None:
             if ticket.stop is not None and ticket.is_held and not ticket.result.done():
                 return False  # it has come to its end, which waits to be written
@@ -721,6 +779,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._correspondence.close()
         self._neighbours.close()
         self._look_no_more()
+        self._returning.close()
         for ticket in list(self._tickets.values()):
             if ticket.task is not None:
                 ticket.leave()
@@ -759,6 +818,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._neighbours.close()
         self._correspondence.close()
         self._look_no_more()
+        self._returning.close()
         self._interrupt_all()
         for ticket in list(self._tickets.values()):
             if ticket.task is None:
@@ -805,7 +865,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         held = len(self._directory.held)
         return RuntimeStats(
             running=self._running - held,
-            queued=self._admission.queued,
+            queued=self._admission.queued + self._returning.waiting_for_their_turn,
             suspended=states.count(RunState.SUSPENDED) + held,
             parked=states.count(RunState.PARKED),
             active_sessions=len(self._sessions),

@@ -23,7 +23,7 @@ from callboard.runtime import Runtime
 from callboard_protocol.errors import ForkedError, RuntimeClosedError, UsageError, WouldDeadlockError
 from callboard_protocol.event_base import Event
 from callboard_protocol.messages import ContentPart
-from callboard_protocol.runs import OutputT_co, RunRequest, RunResult
+from callboard_protocol.runs import OutputT_co, RunBudget, RunRequest, RunResult
 from callboard_protocol.tools import Decision
 from callboard_storage.store import Store
 
@@ -248,6 +248,11 @@ class SyncRuntime:
     def wait(self, run_id: str) -> RunResult[Any]:
         """As `Runtime.wait`, blocking."""
         return self._call(self._runtime.wait, run_id)
+
+    def resume(self, run_id: str, *, budget: RunBudget | None = None) -> SyncRunHandle[Any]:
+        """As `Runtime.resume`, blocking."""
+        handle: RunHandle[Any] = self._call(lambda: self._runtime.resume(run_id, budget=budget))
+        return SyncRunHandle(handle, self._call)
 
     def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> bool:
         """As `Runtime.cancel`, blocking."""

@@ -11,7 +11,7 @@ from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.stops import StopRun
 from callboard_protocol.errors import DamagedRecordError
-from callboard_protocol.runs import RunRequest, RunResult
+from callboard_protocol.runs import RunBudget, RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry
 
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ class RunTicket:
         stop: why the attempt is being stopped from outside; None while it is not.
         stopped_by: who asked for that.
         reason: why they asked.
-        crashed: whether the process that ran it last died in the middle of it.
         boundary: where its attempt can be left; None before it has opened its session.
+        is_interrupting: whether a run that turns out to have its session is to be stopped for it.
+        is_recovered: whether this is not the process's first look at it: an earlier process took it in, or it had ended
+            and was resumed.
         deadline: the timer of its `max_duration`.
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
         is_elsewhere: whether another living process carries it.
+        parked_for: what it lacked when it was last parked, as written; empty where it never was.
         unreadable: why its session cannot be read; None while it can.
         hold: how its attempt waits for room in the store; None where it never has.
         may_wait: whether its attempt may still wait: for that, or for a tool to finish.
@@ -50,7 +53,6 @@ class RunTicket:
         "accepted",
         "agent",
         "boundary",
-        "crashed",
         "deadline",
         "deps",
         "entry",
@@ -59,10 +61,13 @@ class RunTicket:
         "hold",
         "is_at_work",
         "is_elsewhere",
+        "is_interrupting",
+        "is_recovered",
         "last_waits",
         "mail",
         "may_wait",
         "model",
+        "parked_for",
         "reason",
         "result",
         "stop",
@@ -77,15 +82,14 @@ class RunTicket:
         agent: Agent[Any, Any] | None,
         model: Model | None = None,
         deps: Any = None,
-        *,
-        crashed: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.entry = entry
         self.agent = agent
         self.model = model
         self.deps = deps
-        self.crashed = crashed
+        self.is_interrupting = False
+        self.is_recovered = False
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.result: asyncio.Future[RunResult[Any]] = loop.create_future()
         self.task: asyncio.Task[None] | None = None
@@ -97,6 +101,7 @@ class RunTicket:
         self.is_elsewhere = False
         self.boundary: StepBoundary | None = None
         self.deadline: asyncio.TimerHandle | None = None
+        self.parked_for = ""
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None
         self.may_wait = True
@@ -128,10 +133,13 @@ class RunTicket:
         self.entry = entry
         self.stop = None
         self.stopped_by = self.reason = ""
-        self.crashed = False
         self.has_mail = True
         if self.result.done():
             self.result = asyncio.get_running_loop().create_future()
+
+    def limits(self, agent: Agent[Any, Any]) -> RunBudget:
+        """What the run may use up: what it was last resumed with, what was asked for, or else the agent's."""
+        return self.entry.budget or self.request.budget or agent.budget
 
     def stop_with(self, stop: StopRun) -> None:
         """Stop the attempt at work. Only the first call counts: a second cancellation would cut its ending short."""

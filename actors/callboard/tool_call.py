@@ -53,7 +53,7 @@ async def perform_call(
     run.boundary.begin()
     try:
         fit = fingerprint(raw_arguments)
-        recorded = run.journal.recorded(step, "tool", name, fit)
+        recorded = run.journal.recorded(step, "tool", name, fit, raw_arguments)
         if recorded is not None:
             run.state.apply(recorded)
             return recorded
@@ -130,7 +130,7 @@ class OpenCall:
             StopRun: the call is in doubt, and someone must decide or the run fails over it.
         """
         intent = self.run.journal.intents.get(self.step)
-        if intent is not None:
+        if intent is not None and self.run.journal.is_in_doubt(self.step):
             settled = await self._resolve(None, {}, "crash", intent.attempt)
             if settled is not None:
                 return settled
@@ -149,12 +149,13 @@ class OpenCall:
         """
         run = self.run
         intent = run.journal.intents.get(self.step)
-        attempt = 1
-        if intent is not None and not tool.specification.may_be_repeated:
+        if tool.specification.may_be_repeated:
+            intent = None
+        attempt = 1 if intent is None else intent.attempt + 1
+        if intent is not None and run.journal.is_in_doubt(self.step):
             settled = await self._resolve(tool, arguments, "crash", intent.attempt)
             if settled is not None:
                 return settled
-            attempt = intent.attempt + 1
         else:
             refused = await self._approve(tool, arguments)
             if refused is not None:
@@ -214,7 +215,7 @@ class OpenCall:
             clock=self.scope.clock,
         )
         await run.journal.append(intent)
-        run.journal.intents[self.step] = intent
+        run.journal.intend(intent)
 
     # ---- approval
 
@@ -242,7 +243,7 @@ class OpenCall:
 
     def awaited(self, tool: Tool[Any], arguments: dict[str, Any]) -> PendingCall | None:
         """What would have to be decided before this call is made; None where nothing is left to decide."""
-        if self.step in self.run.journal.intents or not tool.requires_approval(arguments):
+        if self.run.journal.is_in_doubt(self.step) or not tool.requires_approval(arguments):
             return None
         decided = self.run.journal.decisions.get((self.step, "approval", 1))
         is_decided = decided is not None or self.run.mail.decision(self.step, "approval", 1, self.fit) is not None

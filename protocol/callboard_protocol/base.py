@@ -52,7 +52,7 @@ def _misuse(model: type[BaseModel], problem: ValidationError) -> UsageError:
     if not field:
         return UsageError(f"{model.__name__}: {message}", hint=f"see the fields of {model.__name__}")
     hint = (top.description if top is not None else None) or f"{message[:1].lower()}{message[1:]}"
-    return UsageError(f"{model.__name__}: {field}={_shortened(first['input'])} does not fit", hint=hint)
+    return UsageError(f"{model.__name__}: {field}={shortened(first['input'])} does not fit", hint=hint)
 
 
 def unknown_option(name: str, known: Iterable[str], *, of: str) -> UsageError:
@@ -64,13 +64,15 @@ def unknown_option(name: str, known: Iterable[str], *, of: str) -> UsageError:
     )
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object, length: int = 60) -> str:
+    """A value as an error shows it.
+
+    Args:
+        value: what was wrong.
+        length: characters of it to show at most.
+    """
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-_SHOWN = 60
-"""Characters of a wrong value that its error shows."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def check_identifier(value: str, what: str = "id") -> str:
@@ -124,9 +126,7 @@ def as_seconds(duration: float | timedelta) -> float:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
-        raise UsageError(
-            f"a duration of {_shortened(duration)} makes no sense", hint="give seconds >= 0 or a timedelta"
-        )
+        raise UsageError(f"a duration of {shortened(duration)} makes no sense", hint="give seconds >= 0 or a timedelta")
     return seconds
 
 

@@ -89,7 +89,31 @@ class RecoverRuns(Request[int]):
 
 
 class ResumeRun(Request[Any]):
-    """Start a run again that has ended in a way that can be resumed. The answer is its `RunTicket`.
+    """Start a run again that has ended in a way that can be resumed, or that nobody carries on. The answer is its
+    `RunTicket`.
+
+    Attributes:
+        run_id: which.
+        budget: a `RunBudget` in the place of its limits; None keeps them.
+    """
+
+    run_id: str
+    budget: Live[Any] = None
+
+
+class ResumeStruckRun(Request[bool]):
+    """May a run that could have caused a crash go on? Only one of them does at a time. Answered with False where it has
+    to wait: it is put to work again when its turn has come.
+
+    Attributes:
+        run_id: which.
+    """
+
+    run_id: str
+
+
+class ClearStruckRun(Command):
+    """A run that could have caused a crash has got further: the next one may go on.
 
     Attributes:
         run_id: which.
@@ -395,10 +419,14 @@ class OpenSession(Request[Any]):
     Attributes:
         run_id: the run that opens it; its own records are read too if it began before.
         resume_from_checkpoint: the checkpoint it goes back to, unless it began before; None to stay.
+        begins_afresh: whether it leaves behind what it has recorded.
+        failure: `ErrorDetails` of the error over which it is tried again.
     """
 
     run_id: str
     resume_from_checkpoint: str | None = None
+    begins_afresh: bool = False
+    failure: Live[Any] = None
 
 
 class AppendRecords(Request[int]):

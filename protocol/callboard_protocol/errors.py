@@ -135,6 +135,12 @@ class SessionHeldByAncestorError(UsageError):
     default_hint = "run the child in a session of its own (session='isolated')"
 
 
+class RunNotResumableError(UsageError):
+    """The run cannot be resumed as it stands; nothing changed."""
+
+    code = "run_not_resumable"
+
+
 class AlreadyDecidedError(UsageError):
     """A decision was made before, and stands."""
 

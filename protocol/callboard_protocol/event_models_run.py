@@ -212,15 +212,18 @@ class RunResumeSucceeded(RunEvent, frozen=True):
 
 
 class RunResumeExhausted(RunEvent, frozen=True):
-    """The run was in flight at too many crashes in a row and fails as their likely cause.
+    """The run was resumed as often as its budget allows, and fails: it was in flight at too many crashes in a row, so
+    that it is their likely cause, or an error that could pass did not.
 
     Attributes:
-        strikes: how many.
-        in_flight: the step in flight at the last one, where one is known.
+        strikes: crashes in a row that it was in flight at.
+        retries: how often in a row it was tried again.
+        in_flight: the step in flight at the last crash, where one is known.
     """
 
     name: Literal["run.resume_exhausted"] = "run.resume_exhausted"
-    strikes: int
+    strikes: int = 0
+    retries: int = 0
     in_flight: str | None = None
 
 
@@ -266,10 +269,10 @@ class SessionReleased(Event, frozen=True):
 
 
 class SessionRewound(RecordedEvent, frozen=True):
-    """The run goes back to a checkpoint of its session: what followed that checkpoint no longer counts.
+    """The run goes back to an earlier point of its session: what followed there no longer counts.
 
     Attributes:
-        checkpoint_id: the checkpoint.
+        checkpoint_id: the checkpoint; empty where the run goes back within itself, to be resumed or to begin afresh.
         log_position: the position in the session's log that it stands for.
         transcript_length: messages of the transcript that still count.
     """

@@ -80,7 +80,8 @@ class AgentSnapshot(Frozen):
 
 
 class RunBegan(Record):
-    """A run's first record: what it was asked, and the snapshot every replay starts from.
+    """A run's first record: what it was asked, and the snapshot every replay starts from. One that begins afresh after
+    a crash has another, behind a `SessionRewound`; what it had recorded before counts no more.
 
     Attributes:
         request: the request as submitted.
@@ -89,6 +90,8 @@ class RunBegan(Record):
         transcript_length: messages in the transcript before this run's input.
         messages: what it adds to the transcript: the input.
         nested: whether a run above holds the session, so that this one adds nothing to the transcript.
+        attempt: which attempt of the run this is.
+        strikes: as for `RunResumed`.
     """
 
     request: RunRequest
@@ -97,6 +100,8 @@ class RunBegan(Record):
     transcript_length: int = 0
     messages: tuple[Message, ...] = ()
     nested: bool = False
+    attempt: int = 1
+    strikes: int = 0
 
 
 class RunResumed(Record):
@@ -276,7 +281,8 @@ class SessionRewound(Record):
     The log of a fork begins with the records of the session it was forked from; this marker follows them.
 
     Attributes:
-        checkpoint_id: the checkpoint asked for.
+        checkpoint_id: the checkpoint asked for; empty where a run goes back within itself, to be resumed after its end
+            or to begin afresh.
         to_sequence: the log position it stands for.
         transcript_length: messages of the transcript that still count.
         state_sequence: where the state then is written.

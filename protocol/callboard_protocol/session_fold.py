@@ -36,7 +36,7 @@ class SessionFold:
         records: its log, from the first record on.
     """
 
-    __slots__ = ("_fold", "_meters", "_records", "_rewinds", "_steps", "session_id")
+    __slots__ = ("_ended", "_fold", "_meters", "_records", "_rewinds", "_steps", "session_id")
 
     def __init__(self, session_id: str, records: Iterable[LogRecord] = ()) -> None:
         self.session_id = session_id
@@ -45,6 +45,7 @@ class SessionFold:
         self._rewinds: list[tuple[int, int]] = []
         self._steps: dict[str, int] = {}
         self._meters: dict[str, RunMeter] = {}
+        self._ended: tuple[str, RunMeter | None] = ("", None)
         for record in records:
             self.add(record)
 
@@ -56,12 +57,15 @@ class SessionFold:
         run_id = record.run_id
         if isinstance(record, SessionRewound):
             self._rewinds.append((sequence, record.to_sequence))
-            self._meters.clear()
+            # A run that goes back within itself, also from behind its end, has used what it had used.
+            last_run, last_meter = self._ended
+            own = self._meters.get(run_id) or (last_meter if last_run == run_id else None)
+            self._meters = {} if own is None else {run_id: own}
         elif isinstance(record, RunBegan):
             self._meters[run_id] = RunMeter()
             self._steps[run_id] = 0
         elif isinstance(record, RunEnded):
-            self._meters.pop(run_id, None)
+            self._ended = (run_id, self._meters.pop(run_id, None))
         else:
             if isinstance(record, StepCompleted):
                 self._steps[run_id] = self._steps.get(run_id, 0) + 1
@@ -170,26 +174,29 @@ class SessionFold:
         run_id: str,
         at: float,
         forked_from: str | None = None,
+        ordinal: int = 0,
     ) -> SessionRewound:
-        """The record that makes what follows stand on where it stands here; the first record of its run.
+        """The record that makes what follows stand on where it stands here.
 
         Args:
-            checkpoint_id: how this point was named.
+            checkpoint_id: how this point was named; empty where a run goes back within itself. It tells at its end what
+                it has used, so that it is not told here.
             closing: answers for the calls that are open here.
             run_id: the run that goes back; empty for a fork, which no run makes.
             at: now, in unix seconds.
             forked_from: the session it is forked from, if it is.
+            ordinal: the record's place among its run's.
         """
         return SessionRewound(
             run_id=run_id,
-            ordinal=0,
+            ordinal=ordinal,
             at=at,
             checkpoint_id=checkpoint_id,
             to_sequence=self.position,
             transcript_length=self._fold.transcript_length,
             state_sequence=self._fold.state_sequence,
             artifact_count=self._fold.artifact_count,
-            usage=self.usage(),
+            usage=self.usage() if checkpoint_id else self._fold.usage,
             messages=tuple(closing),
             forked_from=forked_from,
         )

@@ -15,10 +15,19 @@ from callboard_protocol.records import (
     LogRecord,
     RunBegan,
     RunEnded,
+    RunResumed,
     SessionRewound,
     StepCompleted,
 )
-from callboard_protocol.runs import ErrorDetails, RunArtifact, RunRequest, RunUsage, StopReason, nothing_used
+from callboard_protocol.runs import (
+    ErrorDetails,
+    RunArtifact,
+    RunBudget,
+    RunRequest,
+    RunUsage,
+    StopReason,
+    nothing_used,
+)
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
@@ -121,10 +130,13 @@ class HeadFold:
             return
         self.created_at = self.created_at or record.at
         if isinstance(record, RunBegan):
-            self.run_count += 1
+            self.run_count += record.attempt == 1
             self.transcript_length += len(record.messages)
             if not record.nested:
                 self.active_run = self.last_run = record.run_id
+        elif isinstance(record, RunResumed):
+            # Of a run that had ended; one below another run, whose session it shares, leaves that one the session.
+            self.active_run = self.active_run or record.run_id
         elif isinstance(record, RunEnded):
             self.transcript_length += len(record.messages)
             self.usage = add_usage(self.usage, record.usage)
@@ -232,9 +244,12 @@ class RunEntry(Frozen):
         strikes: crashes in a row it may have caused.
         stop_reason: why it ended.
         pending: what it waits for.
-        problem: why it ended, where it ended before its first record.
+        problem: why it ended, where its log does not say; why it is tried again, where it waits for that.
         submitted_at: unix seconds.
         ended_at: unix seconds.
+        crashed: whether its process died in the middle of it, and no attempt has begun since.
+        retries: how often it was tried again in a row, after errors that can pass.
+        budget: what a later `resume` put in the place of its limits.
     """
 
     request: RunRequest
@@ -249,6 +264,9 @@ class RunEntry(Frozen):
     problem: ErrorDetails | None = None
     submitted_at: float = 0.0
     ended_at: float | None = None
+    crashed: bool = False
+    retries: int = 0
+    budget: RunBudget | None = None
 
     @property
     def run_id(self) -> str:

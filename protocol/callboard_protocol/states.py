@@ -60,6 +60,7 @@ TRANSITIONS: Mapping[tuple[RunState, RunInput], RunState] = MappingProxyType(
         (RunState.RUNNING, RunInput.EXHAUST): RunState.EXHAUSTED,
         (RunState.RUNNING, RunInput.SUSPEND): RunState.SUSPENDED,
         (RunState.RUNNING, RunInput.INTERRUPT): RunState.INTERRUPTED,
+        (RunState.RUNNING, RunInput.PARK): RunState.PARKED,
         (RunState.SUSPENDED, RunInput.WAKE): RunState.RUNNING,
         (RunState.SUSPENDED, RunInput.REQUEUE): RunState.QUEUED,
         (RunState.SUSPENDED, RunInput.FAIL): RunState.FAILED,

@@ -68,8 +68,8 @@ class PendingCall(Frozen):
     """What a suspended or parked run waits for.
 
     Attributes:
-        reason: ``approval`` or ``in_doubt`` for a call; ``parked`` where the run cannot start; ``storage_full`` where
-            the store has no room for it.
+        reason: ``approval`` or ``in_doubt`` for a call; ``parked`` where the run cannot start; ``retry`` where it
+            is tried again after an error that can pass; ``storage_full`` where the store has no room for it.
         call_id: the call to decide; empty where none is.
         tool: the tool's name.
         arguments: what it was called with.
@@ -79,7 +79,7 @@ class PendingCall(Frozen):
         expires_at: when nobody will be asked any more and the call is denied, in unix seconds; None is never.
     """
 
-    reason: Question | Literal["parked", "storage_full"]
+    reason: Question | Literal["parked", "retry", "storage_full"]
     call_id: str = ""
     tool: str = ""
     arguments: JsonObject = {}

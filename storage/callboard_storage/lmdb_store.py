@@ -35,7 +35,6 @@ from callboard_storage.store import (
     StoreFigures,
     WriteStall,
 )
-from callboard_storage.upkeep.verifying import refuse_damaged_pages
 from callboard_storage.uploads import Upload
 from callboard_storage.write_queue import Commit, Operation
 from callboard_storage.writer import SECONDS_BETWEEN_READER_CHECKS
@@ -95,6 +94,9 @@ class LmdbStore:
         if self._directory is not None:
             return
         if self._verify_first:
+            # What looks after a directory takes as long to import as all else that opens one.
+            from callboard_storage.upkeep.verifying import refuse_damaged_pages  # noqa: PLC0415
+
             await asyncio.shield(_on_own_thread(partial(refuse_damaged_pages, self._path)))
         acquired = _on_own_thread(self._acquire)
         try:

@@ -78,6 +78,7 @@ class Work(BaseModel):
         when: ``before`` that commit is written, or ``after``, when it is on disk and nobody knows.
         on_in_doubt: what is to be done about a call that only a crash ended.
         seed: of the model's pace.
+        count: how many runs, or steps of one run.
     """
 
     data: Path
@@ -88,6 +89,7 @@ class Work(BaseModel):
     when: str = "after"
     on_in_doubt: str = "ask"
     seed: int = 0
+    count: int = 0
 
 
 class KillingStore(LmdbStore):
@@ -370,6 +372,84 @@ class Worker:
             result = await handle.result()
             error = result.error_details
             world.note("result", "deadly", json.dumps([result.stop_reason, error and error.code]))
+
+    async def crowd(self) -> None:
+        """Many runs at once, one of which ends its process before any of them has something on disk."""
+        world, count, begun = self.world, self.work.count, asyncio.Event()
+
+        @tool(read_only=True)
+        async def explode(ctx: ToolContext[None]) -> str:
+            """End it all."""
+            world.note("exploded", ctx.call_id)
+            die()
+
+        async def innocent(ctx: RunContext[None]) -> str:
+            if ctx.attempt == 1:
+                await begun.wait()
+            return await ctx.step("work", harmless)
+
+        async def harmless() -> str:
+            await asyncio.sleep(0)
+            return "unharmed"
+
+        async def guilty(ctx: RunContext[None]) -> str:
+            if ctx.attempt == 1:
+                await begun.wait()
+            return str(await ctx.call_tool("explode"))
+
+        agents = [Agent("innocent", pattern=innocent), Agent("guilty", pattern=guilty, tools=[explode])]
+        limits = RuntimeLimits(max_concurrent_runs=count)
+        async with Runtime(agents, store=self._opened(), limits=limits) as runtime:
+            handles = [
+                await runtime.submit("guilty" if n == count // 2 else "innocent", "go", run_id=f"run{n}")
+                for n in range(count)
+            ]
+            begun.set()
+            for handle in handles:
+                result = await handle.result()
+                world.note("result", result.run_id, json.dumps([result.stop_reason, result.final_output]))
+
+    async def long_run(self) -> None:
+        """One run of many steps, which dies once before the last of them."""
+        world, count = self.world, self.work.count
+
+        async def stride(number: int) -> int:
+            return number
+
+        async def walk(ctx: RunContext[None]) -> str:
+            for number in range(count):
+                await ctx.step("stride", stride, number)
+            self.moment("before the last step")
+            world.note("replayed", f"{1e3 * (time.process_time() - began):.1f}")
+            await ctx.step("stride", stride, count)
+            return f"walked {count}"
+
+        agent = Agent("walker", pattern=walk)
+        runtime = Runtime([agent], store=self._opened())
+        began = time.process_time()
+        async with runtime:
+            await (await runtime.submit(agent, "go", run_id="run")).result()
+
+    async def backlog(self) -> None:
+        """Many runs in the queue of a process that dies before their turn comes."""
+        world, count = self.world, self.work.count
+
+        async def answer(ctx: RunContext[None]) -> str:
+            if not world.has("died", "with a backlog"):
+                await asyncio.Event().wait()
+            return "done"
+
+        agent = Agent("clerk", pattern=answer)
+        runtime = Runtime([agent], store=self._opened(), limits=RuntimeLimits(max_concurrent_runs=1))
+        began = time.process_time()
+        async with runtime:
+            world.note("ready", f"{1e3 * (time.process_time() - began):.1f}", runtime.stats().recovered)
+            if not world.has("died", "with a backlog"):
+                for start in range(0, count, 500):
+                    await asyncio.gather(
+                        *(runtime.submit(agent, "go", run_id=f"run{n}") for n in range(start, start + 500))
+                    )
+                self.moment("with a backlog")
 
 
 _PATIENT = RunBudget(max_resume_attempts=10_000)

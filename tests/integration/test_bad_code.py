@@ -715,7 +715,6 @@ async def test_deps_that_cannot_be_closed_fail_the_run(play: Any) -> None:
     assert (result.stop_reason, result.error_details.message) == ("failed", "cannot say goodbye")
 
 
-@pytest.mark.xfail(strict=True, reason="docs/RUN-STATES.md says that such a run is parked; this release fails it")
 async def test_a_run_whose_deps_cannot_be_had_at_a_restart_is_parked_until_they_can(tmp_path: Path) -> None:
     began, go_on = asyncio.Event(), asyncio.Event()
     is_down = False

@@ -143,7 +143,7 @@ async def test_a_value_that_an_option_cannot_have_is_refused(
 
 @pytest.mark.parametrize(
     "options",
-    [{"account": "team"}, {"on_busy": "interrupt"}, {"on_crash": "restart"}],
+    [{"account": "team"}],
 )
 async def test_an_option_that_nothing_heeds_yet_is_refused_and_not_ignored(
     runtime: Runtime, refused: Any, options: Any

@@ -93,9 +93,12 @@ class Place:
         *,
         store: Callable[[], Any] | None = None,
         surely: bool = True,
+        exits: int | None = None,
         **options: Any,
     ) -> None:
-        """The same in a process of its own, which something in the scenario kills; if not `surely`, it may also end."""
+        """The same in a process of its own, which something in the scenario kills; if not `surely`, it may also end.
+        With `exits` it ends by that exit code instead, however it comes by it.
+        """
 
         async def live() -> None:
             async with self.runtime(*agents, store=None if store is None else store(), **options) as runtime:
@@ -114,8 +117,10 @@ class Place:
             except BaseException:
                 self._report.write_text(traceback.format_exc())
             finally:
-                os._exit(1)
+                os._exit(2)
         _, status = os.waitpid(child, 0)
+        if exits is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == exits:
+            return
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL, "the process hung"
             return

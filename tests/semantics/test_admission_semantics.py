@@ -135,7 +135,7 @@ async def test_what_cannot_run_raises_at_once_and_leaves_nothing_on_disk(place: 
                 await runtime.run(agent, "go", **bad)
         with pytest.raises(UsageError, match="did you mean 'session_id'"):
             await runtime.run(agent, "go", sesion_id="s")
-        for unbuilt in ({"on_crash": "restart"}, {"on_busy": "interrupt"}, {"account": "team"}):
+        for unbuilt in ({"account": "team"},):
             with pytest.raises(NotImplementedYetError):
                 await runtime.run(agent, "go", **unbuilt)
         assert await runtime.runs.list() == []

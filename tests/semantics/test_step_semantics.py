@@ -402,8 +402,8 @@ async def map_at(ctx: RunContext[Any], when: datetime) -> None:
 @pytest.mark.parametrize(
     ("first", "then", "shown"),
     [
-        (lambda ctx: ctx.generate("a"), lambda ctx: ctx.generate("b"), ("generate '' with", "generate '' with")),
-        (lambda ctx: ctx.generate(), lambda ctx: ctx.call_tool("fail", how="x"), ("generate ''", "tool 'fail'")),
+        (lambda ctx: ctx.generate("a"), lambda ctx: ctx.generate("b"), ("generate with ['a']", "generate with ['b']")),
+        (lambda ctx: ctx.generate(), lambda ctx: ctx.call_tool("fail", how="x"), ("generate", "tool 'fail'")),
         (
             lambda ctx: ctx.call_tool("fail", how="x"),
             lambda ctx: ctx.call_tool("fail", how="y"),
@@ -411,7 +411,7 @@ async def map_at(ctx: RunContext[Any], when: datetime) -> None:
         ),
         (lambda ctx: ctx.step("a", asyncio.sleep, 0), lambda ctx: ctx.step("b", asyncio.sleep, 0), ("'a'", "'b'")),
         (lambda ctx: ctx.emit("my.a"), lambda ctx: ctx.add_artifact("my.a", {}), ("emit 'my.a'", "artifact 'my.a'")),
-        (lambda ctx: map_at(ctx, ctx.now()), lambda ctx: ctx.generate(), ("map ''", "generate ''")),
+        (lambda ctx: map_at(ctx, ctx.now()), lambda ctx: ctx.generate(), ("map", "generate")),
     ],
     ids=["other words", "other kind", "other arguments", "other name", "other step", "nothing but another kind"],
 )

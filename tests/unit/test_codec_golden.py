@@ -145,6 +145,8 @@ EXAMPLES: tuple[Frozen, ...] = (
         transcript_length=12,
         messages=TALK[:1],
         nested=True,
+        attempt=3,
+        strikes=1,
     ),
     records.RunResumed(**COMMON, attempt=2, strikes=1, agent=AGENT, in_flight="3", running=1.5),
     records.StepCompleted(
@@ -257,6 +259,9 @@ EXAMPLES: tuple[Frozen, ...] = (
         problem=ERROR,
         submitted_at=5.5,
         ended_at=6.5,
+        crashed=True,
+        retries=2,
+        budget=REQUEST.budget,
     ),
     MemoryEntry(name="note", value=PLAIN, updated_at=7.5),
     PostedDecision(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from callboard import fault_points
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.failures import describe
 from callboard_protocol.records import RunEnded
@@ -39,6 +40,7 @@ async def write_entry(store: Store, entry: RunEntry) -> None:
     batch = store.batch(entry.session_id)
     batch.put_run(entry)
     await commit(store, batch)
+    fault_points.reach("run.entry_recorded", entry.run_id)
 
 
 def result_of(

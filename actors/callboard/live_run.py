@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +120,7 @@ class LiveRun:
         self._model = ticket.model
         self.journal = journal
         self.directory = directory
+        self.clock = directory.clock
         self.state = state
         self.meter = RunMeter()
         journal.tell = self._landed
@@ -139,7 +139,7 @@ class LiveRun:
             or request.account is not None
         )
         self._running_before = running_before
-        self._started = time.monotonic()
+        self._started = self.clock.monotonic()
         self._paused = 0.0
         self._pauses = 0
         self._pause_began = 0.0
@@ -169,21 +169,21 @@ class LiveRun:
 
     def running(self) -> float:
         """Seconds this run has spent running, all attempts together; waiting for a slot does not count."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         paused = self._paused + (now - self._pause_began if self._pauses else 0.0)
         return self._running_before + now - self._started - paused
 
     def pause(self) -> None:
         """A branch of the run waits. Pair with `unpause`; time that several branches wait counts once."""
         if not self._pauses:
-            self._pause_began = time.monotonic()
+            self._pause_began = self.clock.monotonic()
         self._pauses += 1
 
     def unpause(self) -> None:
         """It goes on."""
         self._pauses -= 1
         if not self._pauses:
-            self._paused += time.monotonic() - self._pause_began
+            self._paused += self.clock.monotonic() - self._pause_began
 
     def heed_stop(self) -> None:
         """Let nothing more begin in a run that is being stopped, also where its pattern swallowed the cancellation.
@@ -331,7 +331,7 @@ class LiveRun:
         """
         if not self.is_watched:
             return
-        now = time.time()
+        now = self.clock.time()
         raw: Sequence[RawEvent] = [
             (name, self.run_id, self.session_id, self.agent.id, now, sequence, fields)
             for name, sequence, fields in events

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
+from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
 from callboard.entries import result_of
 from callboard.event_bus import EventBus, Subscription, Watchers
@@ -20,6 +21,7 @@ from callboard.health import RuntimeHealth
 from callboard.kernel import ActorRestart, ActorSystem, ChildSpec
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.model_gateway import ModelGateway
+from callboard.models.base import only_offline_models
 from callboard.requests import RunOptions, request_for
 from callboard.results import read_result
 from callboard.run_events import follow_run
@@ -66,6 +68,8 @@ class Runtime:
         recover: whether unfinished runs of the directory are carried on when it starts.
         drain_timeout: seconds or a timedelta that runs in flight have to finish when it closes; what is left then is
             stopped at its last completed step and carried on by the next start.
+        clock: what runs go by: their deadlines, sleeps and pauses, and the times they record; the machine's own where
+            None. For tests: see `callboard.testing.FakeClock`.
 
     Raises:
         DuplicateAgentError: two different agents have one id.
@@ -79,6 +83,7 @@ class Runtime:
         limits: RuntimeLimits | None = None,
         recover: bool = True,
         drain_timeout: float | timedelta = 0.0,
+        clock: Clock | None = None,
     ) -> None:
         self.agents = Agents(agents)
         if not isinstance(limits, RuntimeLimits | None):
@@ -88,6 +93,7 @@ class Runtime:
         self._limits = RuntimeLimits() if limits is None else limits
         self._recover = recover
         self._drain_timeout = as_seconds(drain_timeout)
+        self._clock: Clock = SYSTEM_CLOCK if clock is None else clock
         self._location = store
         self._system: ActorSystem | None = None
         self._directory: Directory | None = None
@@ -124,15 +130,16 @@ class Runtime:
         finally:
             self._is_starting = False
         system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
-        watchers = Watchers()
-        directory = Directory(system, store, watchers)
+        watchers, clock, only_offline = Watchers(), self._clock, only_offline_models()
+        directory = Directory(system, store, watchers, self._clock)
         self._system, self._directory = system, directory
         self.agents.directory = directory
         self._end_watch = store.watch_quarantine(self._quarantined)
         try:
             system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
-            system.supervise(ChildSpec(GATEWAY, ModelGateway))
-            system.supervise(ChildSpec(EXECUTOR, lambda: ToolExecutor(processes=limits.max_tool_processes)))
+            system.supervise(ChildSpec(GATEWAY, lambda: ModelGateway(clock=clock, only_offline=only_offline)))
+            processes = limits.max_tool_processes
+            system.supervise(ChildSpec(EXECUTOR, lambda: ToolExecutor(processes=processes, clock=clock)))
             agents = self.agents.by_id
             system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
             await directory.supervisor.ask(RecoverRuns(takes_over=self._recover), timeout=None)
@@ -172,6 +179,11 @@ class Runtime:
                 await directory.store.close()
                 self._directory = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been started and not closed."""
+        return self._system is not None
+
     def _restarted(self, restart: ActorRestart) -> None:
         """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""
         directory = self._directory
@@ -189,7 +201,7 @@ class Runtime:
         if directory is None:
             return
         told = {name: getattr(record, name) for name in ("table", "key", "code", "message", "hint")}
-        raw = ("store.record_quarantined", record.run_id, record.session_id, None, time.time(), None, told)
+        raw = ("store.record_quarantined", record.run_id, record.session_id, None, directory.clock.time(), None, told)
         directory.publish([raw])
 
     @property

@@ -15,6 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
+from callboard.clock import Clock
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.requests import RunOptions
 from callboard.run_handle import RunHandle
@@ -111,8 +112,11 @@ class SyncRuntime:
         limits: RuntimeLimits | None = None,
         recover: bool = True,
         drain_timeout: float | timedelta = 0.0,
+        clock: Clock | None = None,
     ) -> None:
-        self._runtime = Runtime(agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout)
+        self._runtime = Runtime(
+            agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout, clock=clock
+        )
         self._opening: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
         self._thread = 0

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
+from callboard.clock import Timer
 from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.stops import StopRun
@@ -92,7 +93,7 @@ class RunTicket:
         self.has_slot = False
         self.is_at_work = False
         self.is_elsewhere = False
-        self.deadline: asyncio.TimerHandle | None = None
+        self.deadline: Timer | None = None
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None
         self.may_wait = True

@@ -2,6 +2,8 @@
 
 from callboard.clock import Clock, Timer
 from callboard.fault_points import POINTS as FAULT_POINTS
+from callboard.testing.effects import Effects, note_effect
+from callboard.testing.ending import Ending
 from callboard.testing.fake_clock import FakeClock
 from callboard.testing.faults import (
     Passage,
@@ -12,16 +14,23 @@ from callboard.testing.faults import (
     told_to_die_at,
     watch_passages,
 )
+from callboard.testing.kill_everywhere import Kill, KillReport, kill_everywhere
 
 __all__ = [
     "Clock",
+    "Effects",
+    "Ending",
     "FAULT_POINTS",
     "FakeClock",
+    "Kill",
+    "KillReport",
     "Passage",
     "Timer",
     "die",
     "die_at",
     "environment_to_die_at",
+    "kill_everywhere",
+    "note_effect",
     "raise_at",
     "told_to_die_at",
     "watch_passages",

@@ -29,7 +29,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "run.resumed": "the first record of a further attempt is on disk",
         "run.suspended": "it is on disk that a run waits for somebody",
         "run.ended": "a run's last record is on disk",
-        "step.about_to_act": "a model, a tool, a function or a reconcile is about to be called",
+        "step.about_to_act": "a model, a tool, a function or a reconcile is about to be called, or a run to wait",
         "step.intent_recorded": "it is on disk that a tool is about to act",
         "step.outcome_received": "what came of a step is known, and not yet written",
         "step.recorded": "what came of a step is on disk",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from callboard import fault_points
 from callboard.live_run import LiveRun
 from callboard.output import readable
 from callboard.plain_steps import step_record
@@ -77,6 +78,8 @@ async def _received(
 ) -> StepCompleted:
     """The step's record: it and the removal of the signal are one transaction."""
     began = run.clock.monotonic()
+    if seconds is None:
+        fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
     until = None if seconds is None else await _instant(run, scope, step, seconds)
     signal = await _next(run, channel, until)
     error: ReceiveTimeoutError | UnexpectedSignalError | None = None
@@ -132,6 +135,7 @@ async def _instant(run: LiveRun, scope: Scope, step: str, seconds: float) -> flo
     """When the waiting ends, in unix seconds: on disk from its beginning, so that a restart does not prolong it."""
     began = run.journal.sleeps.get(step)
     if began is None:
+        fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
         began = SleepBegan(
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal(),

@@ -15,6 +15,7 @@ from callboard.testing.faults import (
     watch_passages,
 )
 from callboard.testing.kill_everywhere import Kill, KillReport, kill_everywhere
+from callboard.testing.replay import Replayed, ReplayReport, replay
 
 __all__ = [
     "Clock",
@@ -25,6 +26,8 @@ __all__ = [
     "Kill",
     "KillReport",
     "Passage",
+    "ReplayReport",
+    "Replayed",
     "Timer",
     "die",
     "die_at",
@@ -32,6 +35,7 @@ __all__ = [
     "kill_everywhere",
     "note_effect",
     "raise_at",
+    "replay",
     "told_to_die_at",
     "watch_passages",
 ]

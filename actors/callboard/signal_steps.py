@@ -43,6 +43,8 @@ async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None
     seconds = as_seconds(duration)
     step = scope.begin("sleep", timed=False)
     try:
+        if fault_points.armed is not None and step not in run.journal.sleeps:
+            fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
         left = await _instant(run, scope, step, seconds) - run.clock.time()
         if left > 0:
             async with without_slot(run):
@@ -78,7 +80,7 @@ async def _received(
 ) -> StepCompleted:
     """The step's record: it and the removal of the signal are one transaction."""
     began = run.clock.monotonic()
-    if seconds is None:
+    if fault_points.armed is not None:
         fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
     until = None if seconds is None else await _instant(run, scope, step, seconds)
     signal = await _next(run, channel, until)
@@ -135,7 +137,6 @@ async def _instant(run: LiveRun, scope: Scope, step: str, seconds: float) -> flo
     """When the waiting ends, in unix seconds: on disk from its beginning, so that a restart does not prolong it."""
     began = run.journal.sleeps.get(step)
     if began is None:
-        fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
         began = SleepBegan(
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal(),

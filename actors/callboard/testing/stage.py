@@ -31,6 +31,9 @@ ENDING: Final = "ending.json"
 OUTPUT: Final = "output"
 STORE: Final = "store"
 
+_SHARE: Final = 0.9
+"""Of the time a life may take, what it may play for; the rest is to say what it waits for."""
+
 Drive = Callable[[Runtime, str], Awaitable[object]]
 
 
@@ -152,13 +155,26 @@ def _live(life: Life, scenario: Scenario, cast: Callable[[], Sequence[Agent[Any,
 async def _play(folder: Path, scenario: Scenario, agents: Sequence[Agent[Any, Any]], drive: Drive | None) -> None:
     request = scenario.request.model_copy(update={"agent_id": agents[0].id})
     async with Runtime(agents, store=folder / STORE) as runtime:
-        await runtime.submit(request)
-        if drive is not None:
-            await drive(runtime, request.run_id)
-        for entry in await runtime.runs.list():
-            await runtime.wait(entry.run_id)
+        try:
+            async with asyncio.timeout(scenario.timeout * _SHARE):
+                await runtime.submit(request)
+                if drive is not None:
+                    await drive(runtime, request.run_id)
+                for entry in await runtime.runs.list():
+                    await runtime.wait(entry.run_id)
+        except TimeoutError as problem:
+            raise TimeoutError(f"it takes longer than `timeout`: {await _what_waits(runtime)}") from problem
         ending = await read_ending(runtime)
     (folder / ENDING).write_text(ending.model_dump_json())
+
+
+async def _what_waits(runtime: Runtime) -> str:
+    told: list[str] = []
+    for entry in await runtime.runs.list():
+        waits = "".join(f", for {call.reason} of {call.call_id}" for call in entry.pending)
+        done = ", ".join(f"{step.kind} {step.step}" for step in await runtime.runs.steps(entry.run_id))
+        told.append(f"run {entry.run_id!r} is {entry.state.value}{waits}, and has made these steps: {done or 'none'}")
+    return "; ".join(told)
 
 
 def run_process() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from callboard import (
     Agent,
+    Allow,
+    AlreadyDecidedError,
     Happened,
     ModelRequest,
     NotHappened,
     RunContext,
+    RunEndedError,
     RunState,
     Runtime,
     ScriptedModel,
@@ -148,6 +152,34 @@ async def endless(ctx: RunContext[None]) -> str:
 
 
 waiting = Agent("waiting", pattern=endless)
+
+
+@tool(approval=True, idempotent=True)
+async def promote(name: str) -> str:
+    """Promote somebody."""
+    note_effect(f"promoted {name}", may_repeat=True)
+    return f"promoted {name}"
+
+
+async def ask_people(ctx: RunContext[None]) -> str:
+    """It waits twice for people: for a decision, and for a word."""
+    promoted = await ctx.call_tool("promote", name="Ann")
+    return f"{promoted}, {await ctx.receive('words', str)}"
+
+
+asking = Agent("asking", pattern=ask_people, tools=[promote])
+
+
+async def decide_and_send(runtime: Runtime, run_id: str) -> None:
+    """In every process from the beginning: what one before it has said already does no harm."""
+    with contextlib.suppress(RunEndedError):
+        await runtime.send(run_id, "words", "at last")
+    while (result := await runtime.wait(run_id)).stop_reason == "suspended":
+        for call in result.pending:
+            try:
+                await runtime.decide(call.call_id, Allow(), by="ann")
+            except AlreadyDecidedError:
+                continue  # in a process that died since
 
 
 async def cancel(runtime: Runtime, run_id: str) -> None:

@@ -80,6 +80,13 @@ def test_whoever_drives_the_run_drives_it_in_every_process() -> None:
     assert "run.ended" in {kill.passage.point for kill in report.kills if kill.verdict == "same"}
 
 
+def test_a_run_that_waits_for_people_comes_to_the_same_end_wherever_it_is_killed() -> None:
+    report = kill_everywhere(scenario("asking"), "go", drive=scenario("decide_and_send"))
+    report.check()
+    assert report.reference.runs["run"]["output"] == "promoted Ann, at last"
+    assert {"run.suspended", "letter.posted", "decision.recorded"} <= {kill.passage.point for kill in report.kills}
+
+
 def test_a_process_that_cannot_go_on_after_a_kill_is_told_on_with_what_it_said() -> None:
     report = kill_everywhere(scenario("unable_to_start_twice"), "go", at_most=2)
     assert {kill.verdict for kill in report.kills} == {"stuck"}
@@ -123,7 +130,11 @@ def test_what_may_differ_is_left_out() -> None:
         (scenario("nobody_by_that_name"), {}, "there is no 'nobody_by_that_name'"),
         (scenario("no_agent"), {}, "which is no agent"),
         (scenario("broken"), {}, "there is no configuration"),
-        (scenario("waiting"), {"timeout": 1}, "longer than `timeout`"),
+        (
+            scenario("waiting"),
+            {"timeout": 1},
+            "longer than `timeout`: run 'run' is running, and has made these steps: none",
+        ),
         (scenario("waiting"), {"drive": scenario("deposits")}, "is no async function"),
         (scenario("careful"), {"at_most": 0}, "kills nobody"),
         (scenario("careful"), {"run_id": "mine"}, "run_id is not for kill_everywhere to choose"),

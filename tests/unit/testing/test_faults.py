@@ -58,7 +58,7 @@ def test_every_point_is_passed_somewhere_and_every_place_passes_one_that_exists(
 
 def test_every_passage_in_the_code_is_guarded_or_cheap() -> None:
     """Outside of rare moments, a passage must not even make its subject up while nobody is armed."""
-    rare = {"entries.py", "forking.py", "session.py", "fault_points.py"}
+    rare = {"correspondence.py", "entries.py", "fault_points.py", "forking.py", "session.py"}
     for path in ACTORS.rglob("*.py"):
         if path.name in rare or "testing" in path.parts:
             continue
@@ -66,7 +66,7 @@ def test_every_passage_in_the_code_is_guarded_or_cheap() -> None:
         guarded = {
             id(call)
             for branch in ast.walk(tree)
-            if isinstance(branch, ast.If) and ast.unparse(branch.test) == "fault_points.armed is not None"
+            if isinstance(branch, ast.If) and ast.unparse(branch.test).startswith("fault_points.armed is not None")
             for call in ast.walk(branch)
         }
         for call in ast.walk(tree):

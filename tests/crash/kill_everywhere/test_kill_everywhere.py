@@ -133,7 +133,7 @@ def test_what_may_differ_is_left_out() -> None:
         (
             scenario("waiting"),
             {"timeout": 1},
-            "longer than `timeout`: run 'run' is running, and has made these steps: none",
+            "`timeout`: run 'run' is running, and has made these steps: none",
         ),
         (scenario("waiting"), {"drive": scenario("deposits")}, "is no async function"),
         (scenario("careful"), {"at_most": 0}, "kills nobody"),

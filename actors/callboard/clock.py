@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic as machine_monotonic
 from time import time as machine_time
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 
 class Timer(Protocol):
@@ -22,6 +22,7 @@ class Timer(Protocol):
         ...
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Tells the time and wakes at it."""
 

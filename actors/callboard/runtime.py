@@ -73,6 +73,7 @@ class Runtime:
 
     Raises:
         DuplicateAgentError: two different agents have one id.
+        UsageError: `limits` or `clock` is something else.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Runtime:
             raise UsageError(
                 f"limits={limits!r:.60} does not fit", hint="limits=RuntimeLimits(max_concurrent_runs=...)"
             )
+        if not isinstance(clock, Clock | None):
+            raise UsageError(f"clock={clock!r:.60} tells no time", hint="clock=callboard.testing.FakeClock()")
         self._limits = RuntimeLimits() if limits is None else limits
         self._recover = recover
         self._drain_timeout = as_seconds(drain_timeout)

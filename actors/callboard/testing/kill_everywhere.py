@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -147,8 +147,10 @@ def kill_everywhere(
     for name in ("run_id", "session_id", "resume_from_checkpoint"):
         if options.get(name) is not None:
             raise UsageError(f"{name} is not for kill_everywhere to choose", hint="leave it out: each story is new")
-    if at_most < 1:
-        raise UsageError(f"at_most={at_most} kills nobody", hint="at least 1")
+    beside = min(4, os.cpu_count() or 1) if processes is None else processes
+    for name, figure in (("at_most", at_most), ("processes", beside)):
+        if figure < 1:
+            raise UsageError(f"{name}={figure} kills nobody", hint="at least 1")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     scenario = Scenario(
         agents=_agents_name(agent),
@@ -157,7 +159,6 @@ def kill_everywhere(
         path=tuple(str(Path(entry).resolve()) for entry in sys.path),
         timeout=as_seconds(timeout),
     )
-    beside = min(4, os.cpu_count() or 1) if processes is None else processes
     with ExitStack() as stack:
         kept = nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory(prefix="callboard-kills-")
         stories = _Stories(scenario, Path(stack.enter_context(kept)), observe, ignore)
@@ -168,15 +169,15 @@ def kill_everywhere(
         for _ in range(min(beside, len(chosen)) - 1):
             stages.put(stack.enter_context(_Stage(scenario)))
 
-        def tell(passage: Passage) -> Kill:
+        def tell(place: int, passage: Passage) -> Kill:
             stage = stages.get()
             try:
-                return stories.killed(stage, passage, reference, effects)
+                return stories.killed(stage, f"{place:04}-{passage.point}", passage, reference, effects)
             finally:
                 stages.put(stage)
 
         with ThreadPoolExecutor(beside) as pool:
-            kills = tuple(pool.map(tell, chosen))
+            kills = tuple(pool.map(tell, range(len(chosen)), chosen))
     return KillReport(reference, effects, tuple(passages), kills)
 
 
@@ -191,9 +192,14 @@ class _Stage:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(scenario.path)},
             text=True,
         )
+        with ExitStack() as unless_ready:
+            unless_ready.callback(self._end)
+            self._prepare(scenario)
+            unless_ready.pop_all()
+
+    def _prepare(self, scenario: Scenario) -> None:
         problem = self._ask(scenario.model_dump_json()).get("problem")
         if problem is not None:
-            self.__exit__(None, None, None)
             raise UsageError(f"{scenario.agents} cannot be played in another process: {problem}")
 
     def play(self, life: Life) -> int:
@@ -204,11 +210,9 @@ class _Stage:
         commands, answers = self._process.stdin, self._process.stdout
         assert commands is not None
         assert answers is not None
-        try:
+        with suppress(BrokenPipeError):  # then no answer comes
             commands.write(f"{line}\n")
             commands.flush()
-        except BrokenPipeError:
-            pass  # the missing answer says it
         answer = answers.readline()
         if not answer:
             status = self._process.wait()
@@ -225,9 +229,13 @@ class _Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
 
@@ -276,9 +284,9 @@ class _Stories:
             )
         return folder
 
-    def killed(self, stage: _Stage, passage: Passage, reference: Ending, effects: Effects) -> Kill:
+    def killed(self, stage: _Stage, name: str, passage: Passage, reference: Ending, effects: Effects) -> Kill:
         """The story with a kill, and how it differs."""
-        folder = self._new(passage.written().replace("/", "_").replace(" ", "_"))
+        folder = self._new(name)
         status = stage.play(Life(folder=str(folder), dies_at=passage.written()))
         was_killed = status == -signal.SIGKILL
         if was_killed:

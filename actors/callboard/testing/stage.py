@@ -31,8 +31,8 @@ ENDING: Final = "ending.json"
 OUTPUT: Final = "output"
 STORE: Final = "store"
 
-_SHARE: Final = 0.9
-"""Of the time a life may take, what it may play for; the rest is to say what it waits for."""
+_GRACE: Final = 10.0
+"""Seconds that a life gets beyond its time, to say what it waits for; then it is ended from outside."""
 
 Drive = Callable[[Runtime, str], Awaitable[object]]
 
@@ -75,7 +75,7 @@ def main(commands: IO[str], answers: IO[str]) -> None:
         answers: a line for each: ``{}`` once the scenario is ready, or ``{"problem": ...}``; then exit statuses.
     """
     scenario = Scenario.model_validate_json(commands.readline())
-    signal.alarm(max(1, round(scenario.timeout)))
+    signal.alarm(round(scenario.timeout + _GRACE))
     sys.path[:] = [*scenario.path]
     try:
         cast, drive = _cast(scenario), None if scenario.drive is None else _drive(scenario.drive)
@@ -123,7 +123,7 @@ def _drive(name: CodeName) -> Drive:
 
 def _be_born(commands: IO[str], life: Life, scenario: Scenario) -> None:
     """A process of its own: its own output, nobody to read from, an end in any case."""
-    signal.alarm(max(1, round(scenario.timeout)))
+    signal.alarm(round(scenario.timeout + _GRACE))
     folder = Path(life.folder)
     output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -156,7 +156,7 @@ async def _play(folder: Path, scenario: Scenario, agents: Sequence[Agent[Any, An
     request = scenario.request.model_copy(update={"agent_id": agents[0].id})
     async with Runtime(agents, store=folder / STORE) as runtime:
         try:
-            async with asyncio.timeout(scenario.timeout * _SHARE):
+            async with asyncio.timeout(scenario.timeout):
                 await runtime.submit(request)
                 if drive is not None:
                     await drive(runtime, request.run_id)

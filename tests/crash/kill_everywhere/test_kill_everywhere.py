@@ -137,6 +137,8 @@ def test_what_may_differ_is_left_out() -> None:
         ),
         (scenario("waiting"), {"drive": scenario("deposits")}, "is no async function"),
         (scenario("careful"), {"at_most": 0}, "kills nobody"),
+        (scenario("careful"), {"processes": 0}, "kills nobody"),
+        (f"{SCENARIOS.with_name('exits.py')}:agent", {}, "ended by itself (it ended with 3)"),
         (scenario("careful"), {"run_id": "mine"}, "run_id is not for kill_everywhere to choose"),
         (lambda: None, {}, "it is made when its function runs"),
         (Agent("here"), {}, "cannot be handed <Agent 'here'"),

@@ -109,6 +109,11 @@ def test_it_begins_at_an_instant_with_a_time_zone() -> None:
         FakeClock(datetime(2031, 5, 1))  # noqa: DTZ001  (what is refused)
 
 
+def test_what_tells_no_time_is_no_clock() -> None:
+    with pytest.raises(UsageError, match="tells no time"):
+        Runtime(clock=lambda: 0.0)  # type: ignore[arg-type]
+
+
 # ---- what of the runtime it drives
 
 

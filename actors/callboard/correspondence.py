@@ -38,6 +38,9 @@ _HOW = {
     "in_doubt": "Happened(result), NotHappened() to make it again, or Deny() to tell the model that nobody knows",
 }
 
+_EARLY = 0.001
+"""Seconds by which a timer may come before the instant it was set for: the two are read off different clocks."""
+
 NOBODY = "callboard"
 """Who decides where nobody did in time."""
 
@@ -170,7 +173,7 @@ class Correspondence:
         task.add_done_callback(self._expiring.discard)
 
     async def _expire(self, ticket: RunTicket) -> None:
-        now = self._clock.time()
+        now = self._clock.time() + _EARLY
         for call in ticket.entry.pending:
             if call.expires_at is not None and call.expires_at <= now:
                 try:

@@ -21,6 +21,12 @@ _PATIENCE: Final = 10.0
 """Real seconds that `FakeClock.until_sleeping` waits, where nobody says."""
 
 
+_ROUNDING: Final = 1e-6
+"""Seconds. What is due so soon is due now: unix seconds in a float are no finer, so a wait computed from them is off by
+as much.
+"""
+
+
 class _Due:
     """A callback and when it is due."""
 
@@ -104,7 +110,7 @@ class FakeClock:
         seconds = as_seconds(duration)
         with self._lock:
             self._passed += seconds
-            later = bisect_right(self._due, self._passed, key=_when)
+            later = bisect_right(self._due, self._passed + _ROUNDING, key=_when)
             due, self._due = self._due[:later], self._due[later:]
         for one in due:
             one.fall_due()
@@ -149,9 +155,9 @@ class FakeClock:
             raise UsageError("a delay that is no number never ends", hint="give seconds")
         with self._lock:
             one = _Due(self._passed + max(0.0, delay), callback, arguments, is_sleep=is_sleep)
-            if delay > 0:
+            if delay > _ROUNDING:
                 insort_right(self._due, one, key=_when)
-        if delay <= 0:
+        if delay <= _ROUNDING:
             one.fall_due()
         return one
 

@@ -62,6 +62,7 @@ def test_a_side_effect_outside_a_step_is_told_on() -> None:
         report.check()
 
 
+@pytest.mark.slow
 def test_a_call_that_nobody_can_settle_is_told_on() -> None:
     """The tool has no `reconcile`: killed in mid-call, the run waits for somebody to decide."""
     report = kill_everywhere(scenario("ringer"), "go")
@@ -73,6 +74,7 @@ def test_a_call_that_nobody_can_settle_is_told_on() -> None:
     assert "runs.run.stop_reason is 'suspended' instead of 'completed'" in reported(report).popitem()[1]
 
 
+@pytest.mark.slow
 def test_whoever_drives_the_run_drives_it_in_every_process() -> None:
     report = kill_everywhere(scenario("waiting"), "go", drive=scenario("cancel"))
     report.check()
@@ -93,6 +95,7 @@ def test_a_process_that_cannot_go_on_after_a_kill_is_told_on_with_what_it_said()
     assert "BlockingIOError: the lock is still there" in report.kills[0].differences[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_another_way_is_not_taken_for_one_that_was_killed() -> None:
     report = kill_everywhere(scenario("changing"), "go")
     assert {str(kill.passage): kill.verdict for kill in report.kills} == {
@@ -104,6 +107,7 @@ def test_a_run_that_goes_another_way_is_not_taken_for_one_that_was_killed() -> N
     }
 
 
+@pytest.mark.slow
 def test_of_many_passages_as_many_are_taken_as_may_be_and_of_every_point(tmp_path: Path) -> None:
     report = kill_everywhere(scenario("careful"), "go", at_most=9, folder=tmp_path / "stories")
     killed = Counter(kill.passage.point for kill in report.kills)
@@ -118,6 +122,7 @@ def test_an_agent_that_ends_in_two_ways_by_itself_is_refused() -> None:
     assert "ctx.now()" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_what_may_differ_is_left_out() -> None:
     kill_everywhere(scenario("guessing"), "go", ignore=["runs.*.output", "sessions.*.transcript*"], at_most=2).check()
 

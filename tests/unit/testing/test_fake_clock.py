@@ -12,6 +12,7 @@ import pytest
 from callboard import (
     Agent,
     ModelError,
+    ReceiveTimeoutError,
     Retry,
     RunBudget,
     RunContext,
@@ -19,6 +20,7 @@ from callboard import (
     RuntimeLimits,
     ScriptedModel,
     ToolCall,
+    ToolDeniedError,
     UsageError,
     tool,
 )
@@ -229,6 +231,32 @@ async def test_an_idle_session_is_parked_when_the_clock_says_so(fake_clock: Fake
         assert runtime.stats().active_sessions == 1
         fake_clock.advance(A_YEAR)
         await until(lambda: runtime.stats().active_sessions == 0)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 86_400.7])
+async def test_an_approval_and_a_receive_run_out_when_the_clock_says_so(
+    runtime: Runtime, fake_clock: FakeClock, seconds: float
+) -> None:
+    @tool(approval=True, approval_timeout=seconds)
+    async def act() -> str:
+        """Act."""
+        return "acted"
+
+    async def wait_for_people(ctx: RunContext[None]) -> str:
+        with pytest.raises(ToolDeniedError):
+            await ctx.call_tool("act")
+        with pytest.raises(ReceiveTimeoutError):
+            await ctx.receive("words", str, timeout=seconds)
+        return "nobody came"
+
+    async with runtime:
+        runtime.agents.register(Agent("a", pattern=wait_for_people, tools=[act]))
+        result = await runtime.run("a", "go", run_id="r")
+        assert result.stop_reason == "suspended"
+        fake_clock.advance(seconds)
+        await fake_clock.until_sleeping()
+        fake_clock.advance(seconds)
+        assert (await runtime.wait("r")).output == "nobody came"
 
 
 async def test_a_sleep_that_outlives_its_runtime_ends_at_the_instant_it_was_to_end(tmp_path: Any) -> None:

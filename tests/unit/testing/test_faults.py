@@ -54,6 +54,9 @@ def test_every_point_is_passed_somewhere_and_every_place_passes_one_that_exists(
         for name in re.findall(r'fault_points\.reach\(\s*"([^"]+)"', path.read_text())
     }
     assert reached | set(fault_points._RECORDED.values()) == set(FAULT_POINTS)
+    code = "".join(path.read_text() for path in ACTORS.rglob("*.py"))
+    for record in fault_points._RECORDED:
+        assert re.search(rf"\b{record.__name__}(\(|,\n +run_id=)", code), f"nothing writes a {record.__name__}"
 
 
 def test_every_passage_in_the_code_is_guarded_or_cheap() -> None:

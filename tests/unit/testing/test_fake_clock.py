@@ -233,10 +233,13 @@ async def test_an_idle_session_is_parked_when_the_clock_says_so(fake_clock: Fake
         await until(lambda: runtime.stats().active_sessions == 0)
 
 
-@pytest.mark.parametrize("seconds", [0.1, 86_400.7])
+@pytest.mark.parametrize(("before", "seconds"), [(0, 0.1), (0, 86_400.7), (8.4, 86_400.9)])
 async def test_an_approval_and_a_receive_run_out_when_the_clock_says_so(
-    runtime: Runtime, fake_clock: FakeClock, seconds: float
+    runtime: Runtime, fake_clock: FakeClock, before: float, seconds: float
 ) -> None:
+    """Also where floats make the instant that was computed a hair later than the one that has come."""
+    fake_clock.advance(before)
+
     @tool(approval=True, approval_timeout=seconds)
     async def act() -> str:
         """Act."""

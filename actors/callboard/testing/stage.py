@@ -7,6 +7,7 @@ input brings a `Scenario` and then a `Life` a line; its standard output says how
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import signal
@@ -116,7 +117,7 @@ def _cast(scenario: Scenario) -> Callable[[], Sequence[Agent[Any, Any]]]:
 
 def _drive(name: CodeName) -> Drive:
     drive: Drive = name.load()
-    if not asyncio.iscoroutinefunction(drive):
+    if not inspect.iscoroutinefunction(drive):
         raise UsageError(f"{name} is no async function", hint="async def drive(runtime, run_id): ...")
     return drive
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from itertools import islice
 
+from callboard.clock import SYSTEM_CLOCK, Clock, Timer
 from callboard.kernel import ActorSystem, Ref
 from callboard.limits import RuntimeLimits
 from callboard.memory import Memory, MemoryActor
@@ -44,16 +44,18 @@ class ActiveSessions:
         system: where their actors live.
         store: where the sessions last.
         limits: how many, and for how long.
+        clock: how long that is.
     """
 
-    def __init__(self, system: ActorSystem, store: Store, limits: RuntimeLimits) -> None:
+    def __init__(self, system: ActorSystem, store: Store, limits: RuntimeLimits, clock: Clock = SYSTEM_CLOCK) -> None:
         self._system = system
         self._store = store
+        self._clock = clock
         self._most = limits.max_active_sessions
         self._idle = as_seconds(limits.session_idle)
         self._table: dict[str, ActiveSession] = {}
         self._unused: dict[str, None] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep: Timer | None = None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -86,14 +88,14 @@ class ActiveSessions:
             return
         active.runs -= 1
         if not active.runs:
-            active.used_at = time.monotonic()
+            active.used_at = self._clock.monotonic()
             self._unused[session_id] = None
         self._make_room()
         if len(self._table) > self._most:
             # A session that has been told to close its run is idle once it has: a turn later.
             asyncio.get_running_loop().call_soon(self._make_room)
         if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(self._idle, self._park_idle)
+            self._sweep = self._clock.call_later(self._idle, self._park_idle)
 
     def park(self, session_id: str) -> bool:
         """Let go of a session now; False while something uses it."""
@@ -126,11 +128,11 @@ class ActiveSessions:
 
     def _park_idle(self) -> None:
         self._sweep = None
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for session_id in list(self._unused):
             due = self._table[session_id].used_at + self._idle - now
             if due > 0:
                 # In order of use: whatever follows was used later still.
-                self._sweep = asyncio.get_running_loop().call_later(due, self._park_idle)
+                self._sweep = self._clock.call_later(due, self._park_idle)
                 return
             self.park(session_id)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from callboard.agents import Agent
+from callboard.clock import Timer
 from callboard.directory import Directory
 from callboard.entries import ended_early, moved, parked, result_of, write_entry
 from callboard.history import Conversation
@@ -93,7 +93,7 @@ class RunAttempt:
         self._in_flight: str | None = None
         self._way_back: Sequence[LogRecord] = ()
         self._token = 0
-        self._opened_at = self._acquired_at = time.monotonic()
+        self._opened_at = self._acquired_at = directory.clock.monotonic()
 
     async def perform(self) -> RunResult[Any] | None:
         """Run until there is a result. Whatever goes wrong is in the result; there is none yet where the run is to be
@@ -121,7 +121,7 @@ class RunAttempt:
             if self._session.is_alive():
                 self._session.tell(CloseRun(run_id=self._ticket.run_id))
             if self._run is not None and self._token:
-                held = time.monotonic() - self._acquired_at
+                held = self._directory.clock.monotonic() - self._acquired_at
                 self._run.publish(("session.released", None, {"fence": self._token, "held": held}))
 
     # ---- the way through
@@ -151,7 +151,7 @@ class RunAttempt:
                 OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
             )
             began = await self._begin(run, opened)
-            self._acquired_at, self._token = time.monotonic(), opened.lease.token
+            self._acquired_at, self._token = self._directory.clock.monotonic(), opened.lease.token
             self._announce(run, opened)
             if not is_tried:
                 run.deps = await self._open_deps(run, stack)
@@ -243,12 +243,12 @@ class RunAttempt:
         )
 
     @property
-    def _watch(self) -> Callable[[str], asyncio.TimerHandle] | None:
+    def _watch(self) -> Callable[[str], Timer] | None:
         """Starts the timer of a step; None where the agent limits none."""
         limit = self._agent.step_timeout
         if limit is None:
             return None
-        loop = asyncio.get_running_loop()
+        clock = self._directory.clock
 
         def out_of_time(step: str) -> None:
             if self._ticket.hold is not None and self._ticket.hold.is_suspended:
@@ -261,7 +261,7 @@ class RunAttempt:
             )
             self._ticket.stop_with(StopRun("timeout", error))
 
-        return lambda step: loop.call_later(limit, out_of_time, step)
+        return lambda step: clock.call_later(limit, out_of_time, step)
 
     async def _begin(self, run: LiveRun, opened: OpenedSession) -> RunBegan:
         """Write the attempt's first record, which takes the session's lock.
@@ -282,7 +282,7 @@ class RunAttempt:
                 RunBegan,
                 run_id=ticket.run_id,
                 ordinal=journal.claim_ordinal(),
-                at=time.time(),
+                at=run.clock.time(),
                 request=ticket.request,
                 agent=self._agent.snapshot(),
                 state_sequence=opened.head.state_sequence,
@@ -298,7 +298,7 @@ class RunAttempt:
             first = RunResumed(
                 run_id=ticket.run_id,
                 ordinal=journal.claim_ordinal(),
-                at=time.time(),
+                at=run.clock.time(),
                 attempt=run.attempt,
                 strikes=self._strikes,
                 agent=self._agent.snapshot(),
@@ -567,7 +567,7 @@ class RunAttempt:
             RunEnded,
             run_id=run.run_id,
             ordinal=ordinal + len(tail),
-            at=time.time(),
+            at=run.clock.time(),
             stop_reason=stop_reason,
             output=plain,
             usage=run.meter.usage(),
@@ -604,7 +604,7 @@ class RunAttempt:
         assert run is not None, "only a step suspends a run"
         ticket.stop = stop
         record = RunSuspended(
-            run_id=run.run_id, ordinal=run.journal.claim_ordinal(), at=time.time(), pending=stop.pending
+            run_id=run.run_id, ordinal=run.journal.claim_ordinal(), at=run.clock.time(), pending=stop.pending
         )
         entry = moved(ticket.entry, RunInput.SUSPEND, pending=stop.pending, stop_reason="suspended")
         await run.journal.append(record, run=entry)
@@ -635,7 +635,7 @@ class RunAttempt:
 
     async def _never_began(self, stop_reason: StopReason, error: BaseException | None) -> RunResult[Any]:
         ticket = self._ticket
-        ticket.entry = ended_early(ticket.entry, stop_reason, error, time.time())
+        ticket.entry = ended_early(ticket.entry, stop_reason, error, self._directory.clock.time())
         if ticket.request.durable:
             await write_entry(self._directory.store, ticket.entry)
         return result_of(ticket.entry)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Mapping
+from time import time_ns
 from typing import Any
 
+from callboard import fault_points
+from callboard.clock import Clock, Timer
 from callboard.results import records_of
 from callboard.ticket import RunTicket
 from callboard.tools.results import to_plain
@@ -36,6 +38,9 @@ _HOW = {
     "in_doubt": "Happened(result), NotHappened() to make it again, or Deny() to tell the model that nobody knows",
 }
 
+_EARLY = 0.001
+"""Seconds by which a timer may come before the instant it was set for: the two are read off different clocks."""
+
 NOBODY = "callboard"
 """Who decides where nobody did in time."""
 
@@ -47,6 +52,7 @@ class Correspondence:
         store: where letters are kept.
         tickets: the runs in hand, by id.
         arrived: called with a run for which this has posted a letter.
+        clock: when letters are posted, and when calls expire.
     """
 
     def __init__(
@@ -54,11 +60,13 @@ class Correspondence:
         store: Store,
         tickets: Mapping[str, RunTicket],
         arrived: Callable[[str], Coroutine[Any, Any, object]],
+        clock: Clock,
     ) -> None:
         self._store = store
         self._tickets = tickets
         self._arrived = arrived
-        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._clock = clock
+        self._expiries: dict[str, Timer] = {}
         self._expiring: set[asyncio.Task[None]] = set()
 
     async def decide(self, call_id: str, decision: Decision, by: str, note: str) -> None:
@@ -87,9 +95,10 @@ class Correspondence:
             arguments_digest=bytes.fromhex(pending.arguments_digest),
             by=by,
             note=note,
-            at=time.time(),
+            at=self._clock.time(),
         )
         await post(self._store, entry.session_id, letter)
+        fault_points.reach("letter.posted", call_id)
         await self._arrived(entry.run_id)
 
     async def send(self, run_id: str, channel: str, value: Any) -> None:
@@ -103,12 +112,13 @@ class Correspondence:
         plain = to_plain(value)
         ticket = self._tickets.get(run_id)
         if ticket is not None and not ticket.request.durable:
-            letter = PostedSignal(run_id=run_id, number=time.time_ns(), channel=channel, value=plain, at=time.time())
+            letter = PostedSignal(run_id=run_id, number=time_ns(), channel=channel, value=plain, at=self._clock.time())
             self._store.batch(ticket.session_id).post(letter)  # what could not be stored is refused here as elsewhere
             ticket.mail.take_in([letter])
             return
         entry = await self._entry(run_id) if ticket is None else ticket.entry
         await send(self._store, entry.session_id, run_id, channel, plain)
+        fault_points.reach("letter.posted", run_id)
         await self._arrived(run_id)
 
     async def ask_to_stop(self, entry: RunEntry, by: str, reason: str) -> None:
@@ -117,8 +127,9 @@ class Correspondence:
         Raises:
             RunEndedError: it has ended meanwhile.
         """
-        letter = PostedCancellation(run_id=entry.run_id, by=by, reason=reason, at=time.time())
+        letter = PostedCancellation(run_id=entry.run_id, by=by, reason=reason, at=self._clock.time())
         await post(self._store, entry.session_id, letter)
+        fault_points.reach("letter.posted", entry.run_id)
 
     async def collect(self, ticket: RunTicket) -> None:
         """Add to a run's mail what has come for it."""
@@ -138,9 +149,8 @@ class Correspondence:
             return
         times = [call.expires_at for call in ticket.entry.pending if call.expires_at is not None]
         if times:
-            loop = asyncio.get_running_loop()
-            left = max(0.0, min(times) - time.time())
-            self._expiries[ticket.run_id] = loop.call_later(left, self._begin_expiry, ticket)
+            left = max(0.0, min(times) - self._clock.time())
+            self._expiries[ticket.run_id] = self._clock.call_later(left, self._begin_expiry, ticket)
 
     def forget_expiry(self, run_id: str) -> None:
         """The run asks no more, or is no more in hand."""
@@ -163,7 +173,7 @@ class Correspondence:
         task.add_done_callback(self._expiring.discard)
 
     async def _expire(self, ticket: RunTicket) -> None:
-        now = time.time()
+        now = self._clock.time() + _EARLY
         for call in ticket.entry.pending:
             if call.expires_at is not None and call.expires_at <= now:
                 try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
+from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.kernel import ActorSystem, Ref
 from callboard.limits import RuntimeStats
 from callboard_protocol.base import JsonObject
@@ -36,6 +36,7 @@ class Directory:
         system: the runtime's actor system.
         store: where its sessions last.
         watchers: who watches which run.
+        clock: what its runs go by.
 
     Attributes:
         describe: what is in hand right now; the supervisor at work provides it.
@@ -43,12 +44,13 @@ class Directory:
         held: runs that wait for room in the store, and how.
     """
 
-    __slots__ = ("attempts", "describe", "held", "store", "system", "watchers")
+    __slots__ = ("attempts", "clock", "describe", "held", "store", "system", "watchers")
 
-    def __init__(self, system: ActorSystem, store: Store, watchers: Watchers) -> None:
+    def __init__(self, system: ActorSystem, store: Store, watchers: Watchers, clock: Clock = SYSTEM_CLOCK) -> None:
         self.system = system
         self.store = store
         self.watchers = watchers
+        self.clock = clock
         self.attempts: set[asyncio.Task[None]] = set()
         self.held: dict[str, StorageHold] = {}
         self.describe: Callable[[], RuntimeStats] = RuntimeStats
@@ -60,7 +62,7 @@ class Directory:
 
     def announce(self, name: str, fields: JsonObject) -> None:
         """Publish an event of the runtime as a whole."""
-        self.publish([(name, None, None, None, time.time(), None, fields)])
+        self.publish([(name, None, None, None, self.clock.time(), None, fields)])
 
     @property
     def supervisor(self) -> Ref[RunSupervisor]:

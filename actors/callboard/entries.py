@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
+from callboard import fault_points
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError
 from callboard_protocol.failures import describe
@@ -53,6 +54,7 @@ async def write_entry(store: Store, entry: RunEntry) -> None:
     batch = store.batch(entry.session_id)
     batch.put_run(entry)
     await commit(store, batch)
+    fault_points.reach("run.entry_recorded", entry.run_id)
 
 
 def post_entry(store: Store, entry: RunEntry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from callboard import fault_points
 from callboard.checkpoints import fold_at, rewind_marker
 from callboard_protocol.errors import FencedError, SessionExistsError, UnknownSessionError
 from callboard_protocol.sessions import SessionHead
@@ -50,6 +51,7 @@ async def fork_session(store: Store, source: str, target: str, checkpoint_id: st
         await commit(store, batch, Fence(-1))
     except FencedError:
         raise _exists(target) from None
+    fault_points.reach("fork.recorded", target)
     return head
 
 

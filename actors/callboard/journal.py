@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from callboard import fault_points
 from callboard.kernel import Ref
 from callboard.session import SessionActor
 from callboard.storage_hold import StorageHold
@@ -137,6 +138,8 @@ class RunJournal:
         for record in records:
             self._follow(record)
             self.tell(record)
+        if fault_points.armed is not None:
+            fault_points.reach_recorded(records)
 
     def _follow(self, record: LogRecord) -> None:
         """Follow what the transcript on disk needs to stay well-formed, whatever the pattern has seen of it."""
@@ -283,6 +286,8 @@ class RunJournal:
             FencedError: the session moved on without this run.
             StoreError: the store refused.
         """
+        if fault_points.armed is not None:
+            fault_points.reach("step.outcome_received", f"{self.run_id}:{record.step}")
         try:
             await self.append(record, memory=memory, taken=taken)
         except UnpersistableValueError as unstorable:

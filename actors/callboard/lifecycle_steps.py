@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class MemorySteps:
         recorded = run.journal.completed.get("/inject")
         if recorded is None:
             run.publish(("memory.inject.started", None, {"memory": name}))
-            started = time.monotonic()
+            started = run.clock.monotonic()
             texts: tuple[str, ...] = ()
             try:
                 texts = await self._actor.ask(InjectMemory(message=message), timeout=None)
@@ -69,7 +68,7 @@ class MemorySteps:
         if "/writeback" in run.journal.completed:
             return
         run.publish(("memory.writeback.started", None, {"memory": name}))
-        started = time.monotonic()
+        started = run.clock.monotonic()
         exchange = Exchange(
             run.run_id, run.request.input_message().text, render_for_model(run.agent.output.dump(output))
         )
@@ -113,13 +112,13 @@ def lifecycle_record(
     return StepCompleted(
         run_id=run.run_id,
         ordinal=run.journal.claim_ordinal(),
-        at=time.time(),
+        at=run.clock.time(),
         step=step,
         kind=kind,
         name=name,
         value=value,
         messages=messages,
-        duration=0.0 if started is None else time.monotonic() - started,
+        duration=0.0 if started is None else run.clock.monotonic() - started,
         running=run.running(),
         attempt=run.attempt,
     )
@@ -136,7 +135,7 @@ def state_after_last_step(run: LiveRun, ordinal: int) -> tuple[StepCompleted, ..
         StepCompleted(
             run_id=run.run_id,
             ordinal=ordinal,
-            at=time.time(),
+            at=run.clock.time(),
             step="/state",
             kind="step",
             name="state",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,6 +121,7 @@ class LiveRun:
         self._model = ticket.model
         self.journal = journal
         self.directory = directory
+        self.clock = directory.clock
         self.state = state
         self.meter = RunMeter()
         journal.tell = self._landed
@@ -143,7 +143,7 @@ class LiveRun:
             or request.account is not None
         )
         self._running_before = running_before
-        self._started = time.monotonic()
+        self._started = self.clock.monotonic()
         self._paused = 0.0
         self._pauses = 0
         self._pause_began = 0.0
@@ -173,7 +173,7 @@ class LiveRun:
 
     def running(self) -> float:
         """Seconds this run has spent running, all attempts together; waiting for a slot does not count."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         paused = self._paused + (now - self._pause_began if self._pauses else 0.0)
         return self._running_before + now - self._started - paused
 
@@ -182,7 +182,7 @@ class LiveRun:
         branches wait counts once.
         """
         if not self._pauses:
-            self._pause_began = time.monotonic()
+            self._pause_began = self.clock.monotonic()
         self._pauses += 1
         self.boundary.rest(acting=False)
 
@@ -191,7 +191,7 @@ class LiveRun:
         self._pauses -= 1
         self.boundary.go_on(acting=False)
         if not self._pauses:
-            self._paused += time.monotonic() - self._pause_began
+            self._paused += self.clock.monotonic() - self._pause_began
 
     def heed_stop(self) -> None:
         """Let nothing more begin in a run that is being stopped, also where its pattern swallowed the cancellation.
@@ -275,7 +275,7 @@ class LiveRun:
         if isinstance(record, StepCompleted) and record.error is not None:
             return
         self._replayed = None
-        took = time.monotonic() - self._started
+        took = self.clock.monotonic() - self._started
         self.publish(
             ("run.resume_succeeded", None, {"attempt": self.attempt, "replayed_steps": replayed, "duration": took})
         )
@@ -361,7 +361,7 @@ class LiveRun:
         """
         if not self.is_watched:
             return
-        now = time.time()
+        now = self.clock.time()
         raw: Sequence[RawEvent] = [
             (name, self.run_id, self.session_id, self.agent.id, now, sequence, fields)
             for name, sequence, fields in events

@@ -8,12 +8,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard.models.base import Model
 from callboard.retry import Retry, retrying
 from callboard_protocol.base import as_seconds
 from callboard_protocol.commands import AbandonModelCall, AskModel
-from callboard_protocol.errors import CallboardError, ModelError, UsageError
+from callboard_protocol.errors import CallboardError, ModelError, RealModelRefusedError, UsageError
 from callboard_protocol.failures import in_words
 from callboard_protocol.model_calls import ModelRequest, ModelResponse
 
@@ -64,6 +65,8 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
         concurrency: how many calls of a model, by its name, may run at once; others wait their turn.
         default_concurrency: the same for models not named there; None is no limit.
         retry: how a `ModelError` that says `retryable` is tried again. A pause the provider asked for is a floor.
+        clock: what the pauses between attempts go by.
+        only_offline: whether models that ask somebody outside this process are refused.
 
     Raises:
         UsageError: a concurrency under 1.
@@ -80,6 +83,8 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
         concurrency: Mapping[str, int] | None = None,
         default_concurrency: int | None = None,
         retry: Retry = DEFAULT_RETRY,
+        clock: Clock = SYSTEM_CLOCK,
+        only_offline: bool = False,
     ) -> None:
         super().__init__()
         self._concurrency = dict(concurrency or {})
@@ -88,6 +93,8 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
                 raise UsageError(f"a concurrency of {limit} lets no call through", hint="at least 1, or None")
         self._default_concurrency = default_concurrency
         self._retry = retry
+        self._clock = clock
+        self._only_offline = only_offline
         self._gates: dict[str, asyncio.Semaphore] = {}
         self._calls: dict[object, _Call] = {}
 
@@ -99,7 +106,13 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
 
         Raises:
             ModelError: the model did not answer, after every retry.
+            RealModelRefusedError: it asks somebody outside this process, and only models that do not may be asked.
         """
+        model: Model = message.model
+        if self._only_offline and not model.is_offline:
+            raise RealModelRefusedError(
+                f"run {message.request.run_id!r} would have asked {model.name!r}", context={"model": model.name}
+            )
         call = _Call(message)
         call_id = message.request.call_id
         call.key = call if not call_id or call_id in self._calls else call_id
@@ -160,14 +173,14 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
             call.reply.set(reply)
 
     async def _timed(self, call: _Call, model: Model) -> ModelReply:
-        started = time.monotonic()
+        started = self._clock.monotonic()
         try:
             response = await self._attempt(call, model)
         except CallboardError as first:
             if not _worth_it(first) or self._retry.attempts < 2:
                 raise
             response = await self._again(call, model, first)
-        return ModelReply(response, time.monotonic() - started, call.retries, call.ttft)
+        return ModelReply(response, self._clock.monotonic() - started, call.retries, call.ttft)
 
     async def _again(self, call: _Call, model: Model, first: CallboardError) -> ModelResponse[Any]:
         """The attempts after the first, which goes without tenacity: most calls succeed."""
@@ -179,7 +192,7 @@ class ModelGateway(Actor[AskModel | AbandonModelCall]):
             call.retries += 1
             return await self._attempt(call, model)
 
-        return await retrying(self._retry, _worth_it)(attempt)
+        return await retrying(self._retry, _worth_it, self._clock.sleep)(attempt)
 
     async def _attempt(self, call: _Call, model: Model) -> ModelResponse[Any]:
         message = call.message

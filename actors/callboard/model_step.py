@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from callboard import fault_points
 from callboard.history import Conversation
 from callboard.live_run import LiveRun
 from callboard.output import OutputContract
@@ -177,11 +177,8 @@ async def _ask(
         call_id=call_id,
     )
     watched = run.is_watched
-    if watched:
-        run.publish(
-            ("llm.called", None, {"step": step, "call_id": call_id, "model": model.name, "message_count": len(shown)})
-        )
-    started = time.monotonic()
+    _about_to_ask(run, step, call_id, len(shown))
+    started = run.clock.monotonic()
     response: ModelResponse[Any] | None = None
     error: CallboardError | None = None
     true = None if granted is None else granted.amount
@@ -203,13 +200,13 @@ async def _ask(
     finally:
         if granted is not None and true is not None:
             run.settle(granted.amount, true)
-    duration = time.monotonic() - started
+    duration = run.clock.monotonic() - started
     changed, state = run.state.changed()
     record = trusted(
         StepCompleted,
         run_id=run.run_id,
         ordinal=run.journal.claim_ordinal(),
-        at=time.time(),
+        at=run.clock.time(),
         step=step,
         kind="generate",
         name="",
@@ -232,6 +229,14 @@ async def _ask(
     _warn_of_price(run, response)
     conversation.add(response.as_message())
     return response
+
+
+def _about_to_ask(run: LiveRun, step: str, call_id: str, message_count: int) -> None:
+    if run.is_watched:
+        live = {"step": step, "call_id": call_id, "model": run.model.name, "message_count": message_count}
+        run.publish(("llm.called", None, live))
+    if fault_points.armed is not None:
+        fault_points.reach("step.about_to_act", call_id)
 
 
 def _warn_of_price(run: LiveRun, response: ModelResponse[Any]) -> None:

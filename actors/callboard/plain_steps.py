@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from callboard import fault_points
 from callboard.lifecycle_steps import lifecycle_record
 from callboard.live_run import LiveRun
 from callboard.scopes import Scope
@@ -69,7 +69,9 @@ async def _execute(
     adapter: TypeAdapter[Any],
 ) -> StepCompleted:
     await run.be_ready()
-    started = time.monotonic()
+    if fault_points.armed is not None:
+        fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
+    started = run.clock.monotonic()
     value: Any = None
     error: CallboardError | None = None
     try:
@@ -85,7 +87,7 @@ async def _execute(
             error = _unfit(name, value, problem)
             value = None
     record = step_record(
-        run, scope, step, "step", name, fit=fit, value=value, error=error, duration=time.monotonic() - started
+        run, scope, step, "step", name, fit=fit, value=value, error=error, duration=run.clock.monotonic() - started
     )
     return await run.land(record)
 
@@ -149,7 +151,7 @@ def read_clock(run: LiveRun, scope: Scope) -> float:
     """The time in unix seconds: what an earlier attempt read at this point, or now."""
     recorded = run.clocks.get(scope.upcoming, ())
     taken = len(scope.readings)
-    reading = recorded[taken] if taken < len(recorded) else time.time()
+    reading = recorded[taken] if taken < len(recorded) else run.clock.time()
     scope.readings.append(reading)
     return reading
 
@@ -271,7 +273,7 @@ def step_record(
     return StepCompleted(
         run_id=run.run_id,
         ordinal=run.journal.claim_ordinal(),
-        at=time.time(),
+        at=run.clock.time(),
         step=step,
         kind=kind,
         name=name,

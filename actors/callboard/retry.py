@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -48,12 +49,17 @@ class Retry:
         object.__setattr__(self, "max_delay", as_seconds(self.max_delay))
 
 
-def retrying(retry: Retry, worth_it: Callable[[BaseException], bool]) -> AsyncRetrying:
+def retrying(
+    retry: Retry,
+    worth_it: Callable[[BaseException], bool],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncRetrying:
     """A loop over the attempts; the last error is raised as it came.
 
     Args:
         retry: how often and how long to wait.
         worth_it: whether an error is worth another attempt.
+        sleep: waits so many seconds.
     """
     delay = as_seconds(retry.delay)
     backoff = wait_exponential(multiplier=delay, max=as_seconds(retry.max_delay)) + wait_random(0, delay / 2)
@@ -63,7 +69,11 @@ def retrying(retry: Retry, worth_it: Callable[[BaseException], bool]) -> AsyncRe
         return max(backoff(state), retry_after(error))
 
     return AsyncRetrying(
-        stop=stop_after_attempt(retry.attempts), wait=wait, retry=retry_if_exception(worth_it), reraise=True
+        stop=stop_after_attempt(retry.attempts),
+        wait=wait,
+        sleep=sleep,
+        retry=retry_if_exception(worth_it),
+        reraise=True,
     )
 
 

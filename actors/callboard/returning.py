@@ -7,6 +7,7 @@ from typing import Any
 
 from callboard.admission import Admission
 from callboard.agents import Agent
+from callboard.clock import Clock
 from callboard.entries import interrupted, moved, parked, post_entry, write_entry
 from callboard.resuming import AS_IF_NOT_ENDED, refuse_if_moved_on, refuse_unless_resumable, resumed_with
 from callboard.ticket import RunTicket
@@ -35,6 +36,7 @@ class ReturningRuns:
         tickets: the runs in hand, by id.
         agents: the registered ones, by id.
         admission: the queue.
+        clock: what pauses go by.
         admit: called when the queue has grown.
         publish: tells an event of a run.
     """
@@ -46,6 +48,7 @@ class ReturningRuns:
         agents: Mapping[str, Agent[Any, Any]],
         admission: Admission,
         *,
+        clock: Clock,
         admit: Callable[[], None],
         publish: Publish,
     ) -> None:
@@ -55,8 +58,8 @@ class ReturningRuns:
         self._admission = admission
         self._admit = admit
         self._publish = publish
-        self._parked = GrowingPauses(FIRST_PAUSE_PARKED, LONGEST_PAUSE_PARKED, self._return)
-        self._failed = GrowingPauses(FIRST_PAUSE_FAILED, LONGEST_PAUSE_FAILED, self._return)
+        self._parked = GrowingPauses(FIRST_PAUSE_PARKED, LONGEST_PAUSE_PARKED, self._return, clock)
+        self._failed = GrowingPauses(FIRST_PAUSE_FAILED, LONGEST_PAUSE_FAILED, self._return, clock)
         self._struck = StruckRuns()
         self._is_closed = False
 

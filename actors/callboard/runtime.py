@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
+from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.closing import Closing
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
 from callboard.entries import result_of
@@ -22,6 +22,7 @@ from callboard.kernel import ActorRestart, ActorSystem, ChildSpec
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.loop_watchdog import LoopBlock, LoopWatchdog
 from callboard.model_gateway import ModelGateway
+from callboard.models.base import only_offline_models
 from callboard.requests import RunOptions, request_for
 from callboard.results import read_result
 from callboard.run_events import follow_run
@@ -69,9 +70,12 @@ class Runtime:
         drain_timeout: seconds or a timedelta that runs have, when it closes, to come to the end of the step they are
             in; a step that takes longer is cut short. The next start carries all of them on. Runs that are not
             durable have that time to come to their end.
+        clock: what runs go by: their deadlines, sleeps and pauses, and the times they record; the machine's own where
+            None. For tests: see `callboard.testing.FakeClock`.
 
     Raises:
         DuplicateAgentError: two different agents have one id.
+        UsageError: `limits` or `clock` is something else.
     """
 
     def __init__(
@@ -82,15 +86,19 @@ class Runtime:
         limits: RuntimeLimits | None = None,
         recover: bool = True,
         drain_timeout: float | timedelta = 5.0,
+        clock: Clock | None = None,
     ) -> None:
         self.agents = Agents(agents)
         if not isinstance(limits, RuntimeLimits | None):
             raise UsageError(
                 f"limits={limits!r:.60} does not fit", hint="limits=RuntimeLimits(max_concurrent_runs=...)"
             )
+        if not isinstance(clock, Clock | None):
+            raise UsageError(f"clock={clock!r:.60} tells no time", hint="clock=callboard.testing.FakeClock()")
         self._limits = RuntimeLimits() if limits is None else limits
         self._recover = recover
         self._drain_timeout = as_seconds(drain_timeout)
+        self._clock: Clock = SYSTEM_CLOCK if clock is None else clock
         self._location = store
         self._system: ActorSystem | None = None
         self._directory: Directory | None = None
@@ -129,8 +137,8 @@ class Runtime:
         finally:
             self._is_starting = False
         system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
-        watchers = Watchers()
-        directory = Directory(system, store, watchers)
+        watchers, clock, only_offline = Watchers(), self._clock, only_offline_models()
+        directory = Directory(system, store, watchers, self._clock)
         self._system, self._directory = system, directory
         self.agents.directory = directory
         self._end_watch = store.watch_quarantine(self._quarantined)
@@ -138,8 +146,9 @@ class Runtime:
             self._watchdog = LoopWatchdog(system.loop, as_seconds(limits.loop_blocked_after), told=self._loop_blocked)
         try:
             system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
-            system.supervise(ChildSpec(GATEWAY, ModelGateway))
-            system.supervise(ChildSpec(EXECUTOR, lambda: ToolExecutor(processes=limits.max_tool_processes)))
+            system.supervise(ChildSpec(GATEWAY, lambda: ModelGateway(clock=clock, only_offline=only_offline)))
+            processes = limits.max_tool_processes
+            system.supervise(ChildSpec(EXECUTOR, lambda: ToolExecutor(processes=processes, clock=clock)))
             agents = self.agents.by_id
             system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
             await directory.supervisor.ask(RecoverRuns(takes_over=self._recover), timeout=None)
@@ -188,6 +197,11 @@ class Runtime:
         finally:
             self._system = self._closing = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been started and not closed."""
+        return self._system is not None
+
     def _restarted(self, restart: ActorRestart) -> None:
         """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""
         directory = self._directory
@@ -205,7 +219,7 @@ class Runtime:
         if directory is None:
             return
         told = {name: getattr(record, name) for name in ("table", "key", "code", "message", "hint")}
-        raw = ("store.record_quarantined", record.run_id, record.session_id, None, time.time(), None, told)
+        raw = ("store.record_quarantined", record.run_id, record.session_id, None, directory.clock.time(), None, told)
         directory.publish([raw])
 
     def _loop_blocked(self, block: LoopBlock) -> None:
@@ -214,7 +228,7 @@ class Runtime:
             return
         told = {name: getattr(block, name) for name in ("duration", "stack", "culprit", "step", "tool")}
         whose = (block.run_id, block.session_id, block.agent_id)
-        directory.publish([("runtime.loop_blocked", *whose, time.time(), None, told)])
+        directory.publish([("runtime.loop_blocked", *whose, directory.clock.time(), None, told)])
 
     @property
     def _open(self) -> Directory:

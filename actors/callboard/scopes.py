@@ -6,9 +6,9 @@ so the same pattern gives every step the same identity at each attempt.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
+from callboard.clock import Timer
 from callboard.history import Conversation
 from callboard_protocol.errors import ConcurrentStepError, UsageError
 
@@ -42,9 +42,7 @@ class Scope:
         "watch",
     )
 
-    def __init__(
-        self, prefix: str, conversation: Conversation, watch: Callable[[str], asyncio.TimerHandle] | None = None
-    ) -> None:
+    def __init__(self, prefix: str, conversation: Conversation, watch: Callable[[str], Timer] | None = None) -> None:
         self.prefix = prefix
         self.conversation = conversation
         self.next_ordinal = 0
@@ -57,7 +55,7 @@ class Scope:
         self.readings: list[float] = []
         self.clock: tuple[float, ...] = ()
         self.watch = watch
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: Timer | None = None
 
     @property
     def is_root(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from callboard import fault_points
 from callboard.checkpoints import fold_at, rewind_marker
 from callboard.commit_line import CommitLine
 from callboard.kernel import Actor, LoopFuture, handles
@@ -194,6 +195,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
         batch = self._store.batch(self._session_id)
         batch.put_checkpoint(checkpoint)
         await commit(self._store, batch)
+        fault_points.reach("checkpoint.recorded", self._session_id)
         return checkpoint
 
     @handles

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from callboard import fault_points
 from callboard.live_run import LiveRun
 from callboard.output import readable
 from callboard.plain_steps import step_record
@@ -44,10 +44,12 @@ async def sleep(run: LiveRun, scope: Scope, duration: float | timedelta) -> None
     seconds = as_seconds(duration)
     step = scope.begin("sleep", timed=False)
     try:
-        left = await _instant(run, scope, step, seconds) - time.time()
+        if fault_points.armed is not None and step not in run.journal.sleeps:
+            fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
+        left = await _instant(run, scope, step, seconds) - run.clock.time()
         if left > 0:
             async with without_slot(run):
-                await asyncio.sleep(left)
+                await run.clock.sleep(left)
     finally:
         scope.end()
 
@@ -78,7 +80,9 @@ async def _received(
     run: LiveRun, scope: Scope, step: str, channel: str, adapter: TypeAdapter[Any], seconds: float | None
 ) -> StepCompleted:
     """The step's record: it and the removal of the signal are one transaction."""
-    began = time.monotonic()
+    began = run.clock.monotonic()
+    if fault_points.armed is not None:
+        fault_points.reach("step.about_to_act", f"{run.run_id}:{step}")
     until = None if seconds is None else await _instant(run, scope, step, seconds)
     signal = await _next(run, scope, step, channel, until)
     error: ReceiveTimeoutError | UnexpectedSignalError | None = None
@@ -87,7 +91,7 @@ async def _received(
     else:
         error = _misfit(channel, signal.value, adapter)
     value = None if signal is None or error is not None else signal.value
-    duration = time.monotonic() - began
+    duration = run.clock.monotonic() - began
     record = step_record(run, scope, step, "receive", channel, value=value, error=error, duration=duration)
     return await run.land(record, taken=signal)
 
@@ -103,7 +107,7 @@ async def _next(run: LiveRun, scope: Scope, step: str, channel: str, until: floa
             # It may wait for long, and through crashes that are none of its doing: the log says that it only waits.
             await _instant(run, scope, step, math.inf)
         async with without_slot(run):
-            await asyncio.wait([waiting], timeout=None if until is None else max(0.0, until - time.time()))
+            await _until_done(run, waiting, until)
         return waiting.result() if waiting.done() else None
     except BaseException:
         if waiting.done() and not waiting.cancelled():
@@ -111,6 +115,18 @@ async def _next(run: LiveRun, scope: Scope, step: str, channel: str, until: floa
         raise
     finally:
         waiting.cancel()
+
+
+async def _until_done(run: LiveRun, waiting: asyncio.Future[Any], until: float | None) -> None:
+    """Return once it is done, or the time has come."""
+    if until is None:
+        await asyncio.wait([waiting])
+        return
+    sleeping = asyncio.ensure_future(run.clock.sleep(until - run.clock.time()))
+    try:
+        await asyncio.wait([waiting, sleeping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleeping.cancel()
 
 
 def _misfit(channel: str, value: Any, adapter: TypeAdapter[Any]) -> UnexpectedSignalError | None:
@@ -128,9 +144,9 @@ async def _instant(run: LiveRun, scope: Scope, step: str, seconds: float) -> flo
         began = SleepBegan(
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal(),
-            at=time.time(),
+            at=run.clock.time(),
             step=step,
-            wake_at=time.time() + seconds,
+            wake_at=run.clock.time() + seconds,
             clock=scope.clock,
         )
         await run.journal.append(began)

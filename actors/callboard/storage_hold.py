@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from callboard.entries import moved, result_of
@@ -117,7 +116,7 @@ class StorageHold:
 
     def take_waited(self) -> float:
         """Seconds the run has waited since this was last asked."""
-        now = time.monotonic()
+        now = self._run.clock.monotonic()
         waited, self._uncounted = self._uncounted, 0.0
         if self.is_suspended:
             waited += now - self._since
@@ -144,7 +143,7 @@ class StorageHold:
     def _suspend(self) -> None:
         run = self._run
         self.is_suspended = True
-        self._since = time.monotonic()
+        self._since = run.clock.monotonic()
         run.ticket.hold = self
         run.directory.held[run.run_id] = self
         run.directory.supervisor.tell(LeaveSlot(run_id=run.run_id))
@@ -165,7 +164,7 @@ class StorageHold:
     def _leave(self) -> float:
         """Wait no more; the seconds it took."""
         self.is_suspended = False
-        waited = time.monotonic() - self._since
+        waited = self._run.clock.monotonic() - self._since
         self._uncounted += waited
         self._run.directory.held.pop(self._run.run_id, None)
         self._run.unpause()

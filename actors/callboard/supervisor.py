@@ -129,7 +129,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._agents = agents
         self._limits = limits
         self._admission = Admission(limits.max_concurrent_runs)
-        self._sessions = ActiveSessions(directory.system, directory.store, limits)
+        self._sessions = ActiveSessions(directory.system, directory.store, limits, directory.clock)
         self._budgets = Budgets()
         self._waiting_for_slot: dict[str, asyncio.Future[None]] = {}
         self._tickets: dict[str, RunTicket] = {}
@@ -149,10 +149,16 @@ class RunSupervisor(Actor[SupervisorCommand]):
             letters_came=self._letters_came,
         )
         self._stopping: set[asyncio.Task[bool]] = set()
-        self._correspondence = Correspondence(self._store, self._tickets, self._letter_came)
+        self._correspondence = Correspondence(self._store, self._tickets, self._letter_came, directory.clock)
         self._looking_for_room: asyncio.Task[None] | None = None
         self._returning = ReturningRuns(
-            self._store, self._tickets, agents, self._admission, admit=self._admit, publish=self._publish
+            self._store,
+            self._tickets,
+            agents,
+            self._admission,
+            clock=directory.clock,
+            admit=self._admit,
+            publish=self._publish,
         )
         self._making_way = MakingWay(self._store, self._tickets, self._admission, self.cancel)
         directory.describe = self._describe
@@ -178,7 +184,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             request_digest=digest,
             state=RunState.QUEUED,
             order=self._next_order(),
-            submitted_at=time.time(),
+            submitted_at=self._directory.clock.time(),
         )
         ticket = RunTicket(entry, message.agent, message.model, message.deps)
         ticket.is_interrupting = request.on_busy == "interrupt"
@@ -619,7 +625,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._budgets.open(message.run_id, Limits.of(budget), message.spent)
         if budget.max_duration is not None:
             left = max(0.0, as_seconds(budget.max_duration) - message.running)
-            ticket.deadline = asyncio.get_running_loop().call_later(left, self._out_of_time, ticket)
+            ticket.deadline = self._directory.clock.call_later(left, self._out_of_time, ticket)
         return Limits.of(budget) != NO_LIMITS
 
     @handles
@@ -635,7 +641,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def _out_of_time(self, ticket: RunTicket) -> None:
         waited = 0.0 if ticket.hold is None else ticket.hold.take_waited()
         if waited:
-            ticket.deadline = asyncio.get_running_loop().call_later(waited, self._out_of_time, ticket)
+            ticket.deadline = self._directory.clock.call_later(waited, self._out_of_time, ticket)
             return
         error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
         ticket.stop_with(StopRun("budget_exhausted", error))
@@ -741,7 +747,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             await asyncio.wait([ticket.result])
             return _was_cancelled(ticket)
         was_queued = self._admission.withdraw(ticket.run_id, ticket.session_id)
-        entry = ended_early(ticket.entry, "cancelled", stop.error, time.time())
+        entry = ended_early(ticket.entry, "cancelled", stop.error, self._directory.clock.time())
         if ticket.request.durable:
             try:
                 await write_entry(self._store, entry)
@@ -879,7 +885,15 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def _publish(self, ticket: RunTicket, name: str, fields: dict[str, Any]) -> None:
         if not self._directory.watchers.watched(ticket.run_id):
             return
-        raw = (name, ticket.run_id, ticket.session_id, ticket.request.agent_id, time.time(), None, fields)
+        raw = (
+            name,
+            ticket.run_id,
+            ticket.session_id,
+            ticket.request.agent_id,
+            self._directory.clock.time(),
+            None,
+            fields,
+        )
         self._directory.publish([raw])
 
 

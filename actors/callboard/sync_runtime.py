@@ -15,6 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.agents import Agent
+from callboard.clock import Clock
 from callboard.health import RuntimeHealth
 from callboard.limits import RuntimeLimits, RuntimeStats
 from callboard.requests import RunOptions
@@ -120,8 +121,11 @@ class SyncRuntime:
         limits: RuntimeLimits | None = None,
         recover: bool = True,
         drain_timeout: float | timedelta = 5.0,
+        clock: Clock | None = None,
     ) -> None:
-        self._runtime = Runtime(agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout)
+        self._runtime = Runtime(
+            agents, store=store, limits=limits, recover=recover, drain_timeout=drain_timeout, clock=clock
+        )
         self._opening: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
         self._ending = threading.Lock()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
 from callboard.boundary import StepBoundary
+from callboard.clock import Timer
 from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.stops import StopRun
@@ -100,7 +101,7 @@ class RunTicket:
         self.is_at_work = False
         self.is_elsewhere = False
         self.boundary: StepBoundary | None = None
-        self.deadline: asyncio.TimerHandle | None = None
+        self.deadline: Timer | None = None
         self.parked_for = ""
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None

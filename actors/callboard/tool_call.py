@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import time
 from typing import Any
 
+from callboard import fault_points
 from callboard.live_run import IDEMPOTENCY_WARNING, LiveRun
 from callboard.scopes import Scope
 from callboard.stops import StopRun
@@ -113,7 +113,7 @@ class OpenCall:
         self.fit = fit
         self.tool_call_id = tool_call_id
         self.intended: int | None = None
-        self.started = time.monotonic()
+        self.started = run.clock.monotonic()
 
     @property
     def call_id(self) -> str:
@@ -183,6 +183,7 @@ class OpenCall:
         if run.is_watched:
             live = {"step": self.step, "call_id": self.call_id, "tool": self.name, "arguments": arguments}
             run.publish(("tool.called", None, live))
+        self._about_to_act()
         context = context_of(run, self.step, self.name, attempt)
         state = context.state
         try:
@@ -199,13 +200,17 @@ class OpenCall:
         take_state(run, context, state)
         return outcome
 
+    def _about_to_act(self) -> None:
+        if fault_points.armed is not None:
+            fault_points.reach("step.about_to_act", self.call_id)
+
     async def _intend(self, attempt: int) -> None:
         run = self.run
         self.intended = run.journal.claim_ordinal()
         intent = IntentRecorded(
             run_id=run.run_id,
             ordinal=self.intended,
-            at=time.time(),
+            at=run.clock.time(),
             step=self.step,
             tool=self.name,
             arguments=self.raw_arguments,
@@ -256,7 +261,7 @@ class OpenCall:
             return pending
         # A run that is suspended again asks on: the time goes from when it was asked first.
         asked = next((one.expires_at for one in self.run.ticket.entry.pending if one.call_id == self.call_id), None)
-        return pending.model_copy(update={"expires_at": asked or time.time() + within})
+        return pending.model_copy(update={"expires_at": asked or self.run.clock.time() + within})
 
     async def _decided(self, reason: Question, attempt: int) -> Decision | None:
         """What somebody decided about this call with these arguments; it is in the run's journal from then on."""
@@ -269,7 +274,7 @@ class OpenCall:
             made = DecisionMade(
                 run_id=run.run_id,
                 ordinal=run.journal.claim_ordinal(),
-                at=time.time(),
+                at=run.clock.time(),
                 step=self.step,
                 tool=self.name,
                 decision=posted.decision,
@@ -364,6 +369,7 @@ class OpenCall:
     async def _reconcile(self, tool: Tool[Any] | None, arguments: dict[str, Any]) -> Reconciliation | None:
         if tool is None or not tool.can_reconcile:
             return None
+        self._about_to_act()
         run = self.run
         context = context_of(run, self.step, self.name, run.attempt)
         verdict: Reconciliation = await run.directory.executor.ask(
@@ -390,7 +396,7 @@ class OpenCall:
             StepCompleted,
             run_id=run.run_id,
             ordinal=run.journal.claim_ordinal() if ordinal is None else ordinal,
-            at=time.time(),
+            at=run.clock.time(),
             step=self.step,
             kind="tool",
             name=self.name,
@@ -402,7 +408,7 @@ class OpenCall:
             state=state,
             state_changed=changed,
             clock=self.scope.clock,
-            duration=time.monotonic() - self.started,
+            duration=run.clock.monotonic() - self.started,
             running=run.running(),
             attempt=run.attempt,
         )

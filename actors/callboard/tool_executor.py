@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
+from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard.retry import retrying
 from callboard.run_info import run_at_work
@@ -49,6 +50,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
     Args:
         threads: how many calls of blocking tools run at once.
         processes: how many calls of tools in processes of their own run at once.
+        clock: what deadlines and the pauses between attempts go by.
     """
 
     # A call takes as long as its tool may take, and its outcome decides what goes on record.
@@ -56,9 +58,10 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
     # Runs are bounded where they are admitted; a cancellation must not be refused because many come at once.
     mailbox_limit = 100_000
 
-    def __init__(self, *, threads: int = 32, processes: int = 4) -> None:
+    def __init__(self, *, threads: int = 32, processes: int = 4, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__()
-        self._flights = Flights(self.loop)
+        self._clock = clock
+        self._flights = Flights(self.loop, clock)
         self._threads = ToolThreads(self.loop, threads)
         self._max_processes = processes
         self._processes: ToolProcesses | None = None
@@ -68,7 +71,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
     def call(self, message: CallTool) -> LoopFuture[ToolOutcome]:
         """Make a call; the answer comes when it has ended, or has been left to itself."""
         tool = message.tool
-        flight = Flight(tool, message.arguments, message.context, self.loop.time(), reconciles=False)
+        flight = Flight(tool, message.arguments, message.context, self._clock.monotonic(), reconciles=False)
         if tool.plain:
             flight.attempts = 1
             self._flights.start_clock(flight)
@@ -80,7 +83,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
     @handles
     def reconcile(self, message: ReconcileCall) -> LoopFuture[Reconciliation]:
         """Ask a tool what became of a call."""
-        flight = Flight(message.tool, message.arguments, message.context, self.loop.time(), reconciles=True)
+        flight = Flight(message.tool, message.arguments, message.context, self._clock.monotonic(), reconciles=True)
         self._flights.start_clock(flight)
         self._flights.launch(flight, self._ask_reconcile(flight))
         return flight.reply
@@ -200,7 +203,7 @@ class ToolExecutor(Actor[CallTool | CancelCall | ReconcileCall]):
                 return False
             return isinstance(error, retry.on) or isinstance(error.__cause__, retry.on)
 
-        return await retrying(retry, worth_it)(self._attempt, flight)
+        return await retrying(retry, worth_it, self._clock.sleep)(self._attempt, flight)
 
     async def _attempt(self, flight: Flight) -> Any:
         if flight.attempts:

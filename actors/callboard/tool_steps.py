@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +98,7 @@ def _loaded(run: LiveRun, record: StepCompleted) -> Any:
 
 
 async def _batch(run: LiveRun, scope: Scope, step: str, calls: Sequence[ToolCall]) -> list[StepCompleted]:
-    began = time.monotonic()
+    began = run.clock.monotonic()
     call_id = f"{run.run_id}:{step}"
     run.publish(("tool.batch.started", None, {"call_id": call_id, "tools": tuple(call.name for call in calls)}))
     side_by_side: dict[int, asyncio.Task[StepCompleted]] = {}
@@ -126,7 +125,7 @@ async def _batch(run: LiveRun, scope: Scope, step: str, calls: Sequence[ToolCall
                 "call_id": call_id,
                 "succeeded": len(calls) - failed,
                 "failed": failed,
-                "duration": time.monotonic() - began,
+                "duration": run.clock.monotonic() - began,
             },
         )
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from callboard.clock import Clock, Timer
 from callboard.room import next_delay
 from callboard.ticket import RunTicket
 
@@ -26,14 +26,16 @@ class GrowingPauses:
         first: seconds of a run's first pause.
         longest: seconds that its pauses grow to.
         over: called with a run whose pause is over.
+        clock: what the pauses go by.
     """
 
-    def __init__(self, first: float, longest: float, over: Callable[[RunTicket], None]) -> None:
+    def __init__(self, first: float, longest: float, over: Callable[[RunTicket], None], clock: Clock) -> None:
         self._first = first
         self._longest = longest
         self._over = over
+        self._clock = clock
         self._lengths: dict[str, float] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, Timer] = {}
 
     def has_paused(self, run_id: str) -> bool:
         """Whether a run has paused before, and has not been forgotten."""
@@ -44,7 +46,7 @@ class GrowingPauses:
         length = self._lengths.get(ticket.run_id)
         length = self._first if length is None else next_delay(length, self._longest)
         self._lengths[ticket.run_id] = length
-        self._timers[ticket.run_id] = asyncio.get_running_loop().call_later(length, self._end, ticket)
+        self._timers[ticket.run_id] = self._clock.call_later(length, self._end, ticket)
 
     def cut_short(self, run_id: str) -> None:
         """The run goes on, or never will."""

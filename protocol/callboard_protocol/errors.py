@@ -471,6 +471,18 @@ class ModelError(CallboardError):
     fault: ClassVar[Fault] = "model"
 
 
+class RealModelRefusedError(ModelError):
+    """A test would have asked a model that answers from outside this process."""
+
+    code = "real_model_refused"
+    fault: ClassVar[Fault] = "caller"
+    default_hint = (
+        "give the agent a ScriptedModel (`with agent.override(model=...)`); a double of your own says "
+        "`is_offline = True`; to ask the real one, mark the test `allow_real_models`, or run pytest with "
+        "--allow-real-models"
+    )
+
+
 class ScriptExhaustedError(ModelError):
     """A `ScriptedModel` was asked for more items than its script holds."""
 

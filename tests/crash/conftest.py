@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from callboard import Message, RunEntry, Runtime
+from callboard.testing import Passage, environment_to_die_at
 from callboard_storage.lmdb_store import LmdbStore
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -31,14 +33,17 @@ BEGINNINGS = frozenset({"model", "price", "asked-to-deposit", "fetch", "rang"})
 class Life:
     """One process of a worker."""
 
-    def __init__(self, work: dict[str, Any], world: Path) -> None:
+    def __init__(self, work: dict[str, Any], world: Path, dies_at: Passage | None = None) -> None:
         self._world = world
         self._offset = world.stat().st_size if world.exists() else 0
         self._errors = world.with_suffix(".errors")
         with self._errors.open("w") as errors:
             # The worker ends when its standard input does: it must not outlive this process.
             self.process = subprocess.Popen(
-                [sys.executable, str(WORKER), json.dumps(work)], stdin=subprocess.PIPE, stderr=errors
+                [sys.executable, str(WORKER), json.dumps(work)],
+                stdin=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **({} if dies_at is None else environment_to_die_at(dies_at))},
             )
 
     def new_lines(self) -> list[str]:
@@ -86,8 +91,8 @@ class Theatre:
         self.data = path / "data"
         self.world = path / "world"
 
-    def life(self, task: str, **work: Any) -> Life:
-        return Life({"data": str(self.data), "world": str(self.world), "task": task, **work}, self.world)
+    def life(self, task: str, *, dies_at: Passage | None = None, **work: Any) -> Life:
+        return Life({"data": str(self.data), "world": str(self.world), "task": task, **work}, self.world, dies_at)
 
     def dies(self, task: str, **work: Any) -> None:
         """A life that must end by SIGKILL."""

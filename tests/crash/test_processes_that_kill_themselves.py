@@ -6,36 +6,42 @@ from typing import Any
 
 import pytest
 
+from callboard.testing import Passage
+
 DEPOSITED = ["completed", "deposited 75"]
 PLANNED = ["completed", "planned 29"]
+
+IN_THE_MODEL = Passage("step.outcome_received", "run:0")
+AFTER_THE_EFFECT = Passage("step.outcome_received", "run:3.0")
+AT_THE_END = Passage("run.ended")
 
 
 # ---- at a named moment
 
 
 @pytest.mark.parametrize(
-    "moment",
+    "death",
     [
-        "inside the model",
-        "inside a read-only tool",
-        "before the tool's effect",
-        "after the tool's effect",
-        "over the last commit",
-        "with the result in hand",
+        {"dies_at": IN_THE_MODEL},
+        {"dies": "inside a read-only tool"},
+        {"dies": "before the tool's effect"},
+        {"dies_at": AFTER_THE_EFFECT},
+        {"dies_at": AT_THE_END},
+        {"dies": "with the result in hand"},
     ],
 )
 def test_a_run_with_tools_goes_on_from_any_moment_and_each_effect_happens_once(
-    theatre: Any, laws: Any, moment: str
+    theatre: Any, laws: Any, death: dict[str, Any]
 ) -> None:
-    theatre.dies("clerk_alone", dies=moment)
-    theatre.survives("clerk_alone", dies=moment)
+    theatre.dies("clerk_alone", **death)
+    theatre.survives("clerk_alone")
     laws.hold(theatre)
     assert theatre.results() == {"run": DEPOSITED}
     assert [*theatre.count("deposit").values()] == [1, 1, 1]
 
 
 def test_reconcile_is_asked_about_the_call_that_was_in_flight_and_about_no_other(theatre: Any) -> None:
-    theatre.dies("clerk_alone", dies="after the tool's effect")
+    theatre.dies("clerk_alone", dies_at=AFTER_THE_EFFECT)
     theatre.survives("clerk_alone")
     first = next(words[1] for words in theatre.happened if words[0] == "deposit")
     assert theatre.count("reconcile") == {first: 1}
@@ -51,7 +57,7 @@ def test_an_effect_that_reconcile_rules_out_is_made_after_all(theatre: Any) -> N
 
 
 def test_only_the_model_call_in_flight_is_made_again(theatre: Any) -> None:
-    theatre.dies("clerk_alone", dies="inside the model")
+    theatre.dies("clerk_alone", dies_at=IN_THE_MODEL)
     theatre.survives("clerk_alone")
     assert theatre.count("model") == {
         "run:0": 2,
@@ -79,7 +85,7 @@ def test_a_function_step_in_flight_is_run_again_and_the_others_are_not(theatre: 
 
 
 def test_a_run_that_ended_on_disk_is_not_carried_on(theatre: Any) -> None:
-    theatre.dies("clerk_alone", dies="over the last commit")
+    theatre.dies("clerk_alone", dies_at=AT_THE_END)
     before = len(theatre.happened)
     theatre.survives("clerk_alone")
     assert [words[0] for words in theatre.happened[before:]] == ["opening", "result"]
@@ -140,7 +146,7 @@ def test_a_process_that_dies_over_every_commit_gets_there_step_by_step(
 
 
 def test_a_process_killed_while_it_resumes_leaves_the_run_to_the_next_one(theatre: Any, laws: Any) -> None:
-    theatre.dies("clerk_alone", dies="after the tool's effect")
+    theatre.dies("clerk_alone", dies_at=AFTER_THE_EFFECT)
     for when in ("before", "after", "before"):
         theatre.dies("clerk_alone", at_commit=0, when=when)
     theatre.survives("clerk_alone")

@@ -2,7 +2,8 @@
 
 It opens a data directory, carries on what it finds there, and submits runs until it is told to stop. Whatever happens
 outside Callboard it writes to the *world*: one line per event, appended and synced, so that the world remembers what a
-killed process can no longer tell. At a moment that the assignment names it kills itself.
+killed process can no longer tell. It kills itself at the fault point that its environment names, or at a moment that
+the assignment names: in the middle of its own code, or of a commit.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import asyncio
 import json
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -36,6 +36,7 @@ from callboard import (
     ToolContext,
     tool,
 )
+from callboard.testing import die, die_at, told_to_die_at
 from callboard_storage.lmdb_store import LmdbStore
 
 MAP_SIZE = 1 << 30
@@ -59,11 +60,6 @@ class World:
 
     def has(self, *words: object) -> bool:
         return " ".join(map(str, words)) in self._path.read_text().splitlines()
-
-
-def die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("nobody survives SIGKILL")
 
 
 class Work(BaseModel):
@@ -128,10 +124,6 @@ class Worker:
         """The data directory; opening it may already kill."""
 
         def kills(batch: Any) -> bool:
-            ends_a_run = any(table == "unfinished" and value is None for table, _, value in batch.changes)
-            if ends_a_run and self.work.dies == "over the last commit" and not self.world.has("died", "at the end"):
-                self.world.note("died", "at the end")
-                return True
             self._commits += 1
             return self._commits - 1 == self.work.at_commit
 
@@ -161,7 +153,6 @@ class Worker:
             self.moment("before the tool's effect")
             await self._latency()
             world.note("deposit", ctx.idempotency_key, amount)
-            self.moment("after the tool's effect")
             await self._latency()
             return f"deposited {amount}"
 
@@ -174,7 +165,6 @@ class Worker:
 
         async def think(request: ModelRequest) -> Any:
             world.note("model", request.call_id)
-            self.moment("inside the model")
             await self._latency()
             last_input = max(n for n, message in enumerate(request.messages) if message.role == "user")
             said = request.messages[last_input:]
@@ -464,7 +454,8 @@ def main() -> None:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), lambda: os._exit(4))
         await task()
 
-    asyncio.run(live())
+    with die_at(told_to_die_at()):
+        asyncio.run(live())
 
 
 if __name__ == "__main__":

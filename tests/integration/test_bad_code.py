@@ -312,6 +312,7 @@ async def test_what_a_model_raises_fails_its_run(play: Any, refused: Any, make: 
 async def test_a_model_that_answers_something_else_fails_its_run(play: Any, refused: Any) -> None:
     class Strange(Model):
         name = "strange"
+        is_offline = True
 
         async def generate(self, request: ModelRequest) -> ModelResponse[Any]:
             return "text"  # type: ignore[return-value]

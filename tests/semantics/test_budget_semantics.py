@@ -258,8 +258,11 @@ async def test_max_duration_ends_a_run_in_the_middle_of_a_step(place: Any) -> No
 
 @pytest.mark.semantics("B8")
 @pytest.mark.parametrize("kind", ["model", "tool", "step"])
-async def test_a_step_past_the_step_timeout_ends_the_run_as_timeout(place: Any, kind: str) -> None:
+async def test_a_step_past_the_step_timeout_ends_the_run_as_timeout(place: Any, kind: str, fake_clock: Any) -> None:
+    hangs = asyncio.Event()
+
     async def hang(*_: Any) -> str:
+        hangs.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -282,9 +285,12 @@ async def test_a_step_past_the_step_timeout_ends_the_run_as_timeout(place: Any, 
         await ctx.step("hang", hang)
         return "never"
 
-    agent = Agent("worker", pattern=pattern, tools=[hanging_tool], model=ScriptedModel(hang), step_timeout=0.05)
-    async with place.runtime(agent) as runtime:
-        result = await runtime.run(agent, "x")
+    agent = Agent("worker", pattern=pattern, tools=[hanging_tool], model=ScriptedModel(hang), step_timeout=60)
+    async with place.runtime(agent, clock=fake_clock) as runtime:
+        handle = await runtime.submit(agent, "x")
+        await hangs.wait()
+        fake_clock.advance(60)
+        result = await handle.result()
         assert (result.stop_reason, result.error_details.code) == ("timeout", "step_timeout")
         assert result.error_details.context["step"] == "3"
         assert (await runtime.runs.get(result.run_id)).state == RunState.TIMED_OUT

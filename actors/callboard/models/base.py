@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar, Final
 
 from callboard_protocol.errors import MissingExtraError, UsageError
 from callboard_protocol.model_calls import ModelDelta, ModelRequest, ModelResponse
+
+ONLY_OFFLINE: Final = "CALLBOARD_ONLY_OFFLINE_MODELS"
+"""The environment variable by which tests forbid models that ask somebody; processes they start inherit it."""
+
+
+def only_offline_models() -> bool:
+    """Whether this process may ask only models that answer by themselves."""
+    return os.environ.get(ONLY_OFFLINE, "") not in {"", "0"}
 
 
 class Model(ABC):
@@ -18,9 +27,11 @@ class Model(ABC):
 
     Attributes:
         name: what records, events and limits call it.
+        is_offline: whether it answers by itself, asking nobody outside this process: a test's double says True.
     """
 
     name: str = "model"
+    is_offline: ClassVar[bool] = False
 
     @abstractmethod
     async def generate(self, request: ModelRequest) -> ModelResponse[Any]:
@@ -54,6 +65,8 @@ class UnavailableModel(Model):
     Args:
         name: as the agent gave it, ``"provider:name"``.
     """
+
+    is_offline = True
 
     def __init__(self, name: str) -> None:
         self.name = name

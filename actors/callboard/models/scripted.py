@@ -64,6 +64,8 @@ class ScriptedModel(Model):
         UsageError: the script holds something else.
     """
 
+    is_offline = True
+
     def __init__(
         self, script: Script, *, name: str = "scripted", usage: Usage | None = None, stream_chunk: int = 16
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from callboard.clock import SYSTEM_CLOCK, Clock, Timer
 from callboard.kernel.replies import LoopFuture
 from callboard.tools.base import Tool
 from callboard.tools.context import ToolContext
@@ -59,7 +60,7 @@ class Flight:
 
     Attributes:
         reply: where its answer goes.
-        due: when its time is up, on the loop's clock.
+        due: when its time is up, in the clock's monotonic seconds.
         attempts: how often the tool was called so far.
         told_to_end: why, from the moment it is told until it has.
         reason: what a cancellation said.
@@ -129,13 +130,15 @@ class Flights:
 
     Args:
         loop: where they run.
+        clock: what their deadlines go by.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock = SYSTEM_CLOCK) -> None:
         self._loop = loop
+        self._clock = clock
         self._flights: dict[object, Flight] = {}
         self._left: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._wakes = math.inf
 
     def __len__(self) -> int:
@@ -158,7 +161,7 @@ class Flights:
         if self._flights.pop(flight.key, None) is None:
             return
         if not flight.reconciles:
-            duration = self._loop.time() - flight.began
+            duration = self._clock.monotonic() - flight.began
             flight.reply.set(ToolOutcome(value, error, duration, flight.attempts, flight.cancelled))
         else:
             flight.reply.set(value if error is None else ReconcileFailed(error=error))
@@ -171,7 +174,7 @@ class Flights:
         if timeout is None:
             flight.due = math.inf
             return
-        due = flight.due = self._loop.time() + timeout
+        due = flight.due = self._clock.monotonic() + timeout
         if due < self._wakes:
             self._wake_at(due)
 
@@ -179,7 +182,7 @@ class Flights:
         """Tell a call to end."""
         flight.told_to_end = why
         flight.context.cancelled = True
-        flight.due = self._loop.time() + PATIENCE
+        flight.due = self._clock.monotonic() + PATIENCE
         if flight.due < self._wakes:
             self._wake_at(flight.due)
         flight.task.add_done_callback(lambda _: self._never_began(flight))
@@ -189,13 +192,13 @@ class Flights:
         if self._timer is not None:
             self._timer.cancel()
         self._wakes = when
-        self._timer = self._loop.call_at(when, self._sweep)
+        self._timer = self._clock.call_later(when - self._clock.monotonic(), self._sweep)
 
     def _sweep(self) -> None:
         """End what is overdue, and sleep until the next one is."""
         self._timer = None
         self._wakes = math.inf
-        now = self._loop.time()
+        now = self._clock.monotonic()
         next_due = math.inf
         for flight in list(self._flights.values()):
             if flight.due <= now:

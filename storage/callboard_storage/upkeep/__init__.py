@@ -3,8 +3,8 @@
 from callboard_storage.upkeep.backups import backup, restore
 from callboard_storage.upkeep.compacting import compact
 from callboard_storage.upkeep.counting import stats
-from callboard_storage.upkeep.exporting import export_session
-from callboard_storage.upkeep.importing import import_session
+from callboard_storage.upkeep.exporting import export_page, export_session
+from callboard_storage.upkeep.importing import ExportedSession, import_session, read_session
 from callboard_storage.upkeep.migrating import migrate
 from callboard_storage.upkeep.report import (
     BackupReport,
@@ -28,9 +28,12 @@ __all__ = [
     "backup",
     "restore",
     "export_session",
+    "export_page",
     "import_session",
     "retain",
     "stats",
+    "read_session",
+    "ExportedSession",
     "Problem",
     "VerifyReport",
     "CompactReport",

@@ -58,6 +58,34 @@ def export_session(path: str | os.PathLike[str], session_id: str, file: str | os
     return ExportReport(session_id=session_id, file=str(target), rows=written["rows"], bytes_written=written["bytes"])
 
 
+def export_page(
+    path: str | os.PathLike[str], folder: Path, *, after: str | None = None, limit: int = 200
+) -> dict[str, Path]:
+    """Write the next sessions of a data directory to files of JSON Lines; runs may go on. Blocks: call it on a thread.
+
+    Args:
+        path: the data directory, or a backup of one.
+        folder: where to; it is empty.
+        after: the session before the first one.
+        limit: sessions at most.
+
+    Returns:
+        Each session's file, in the order of their ids; empty where no session follows.
+
+    Raises:
+        DamagedRecordError: a row of one of them is damaged.
+        StoreOpenError: there is no store.
+        StoreInUseError: it is being compacted or restored.
+        StoreError: the data file cannot be read.
+        StoreVersionError: a newer release or another engine wrote it.
+    """
+    directory = turns.existing(path)
+    with turns.reading(directory) as descriptor:
+        arguments = {"path": str(directory), "folder": str(folder.absolute()), "after": after, "limit": limit}
+        written = child.copy_or_raise("export_page", arguments, inherited=(descriptor,))
+    return {session_id: folder / f"{place}.jsonl" for place, session_id in enumerate(written["ids"])}
+
+
 def write_session(snapshot: Snapshot, session_id: str, file: BinaryIO) -> dict[str, int]:
     """Write a session's lines; returns how many rows of each table that were.
 

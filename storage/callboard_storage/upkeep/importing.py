@@ -58,8 +58,7 @@ async def import_session(
         UnknownSchemaError: it holds records this release does not know.
         StoreError: the store could not write it.
     """
-    content = await asyncio.get_running_loop().run_in_executor(None, _content, file)
-    session = _Session(content, str(file), session_id)
+    session = await asyncio.get_running_loop().run_in_executor(None, read_session, file, session_id)
     unfinished = [entry.run_id for entry in session.runs if entry.state in UNFINISHED]
     if unfinished and (not with_unfinished or session_id is not None):
         raise UsageError(
@@ -74,8 +73,34 @@ async def import_session(
     return ImportReport(session_id=session.id, runs=session.new_runs, rows=session.rows)
 
 
-class _Session:
-    """An export, read and checked."""
+def read_session(file: str | os.PathLike[str], session_id: str | None = None) -> ExportedSession:
+    """Read what `export_session` wrote. Blocks: call it on a thread.
+
+    Args:
+        file: what was exported.
+        session_id: the id it is to have; None keeps its own.
+
+    Raises:
+        UsageError: the file is not a whole export.
+        StoreVersionError: a newer release exported it.
+        UnknownSchemaError: it holds records this release does not know.
+    """
+    return ExportedSession(_content(file), str(file), session_id)
+
+
+class ExportedSession:
+    """An export, read and checked.
+
+    Attributes:
+        old_id: the session's id where it was exported.
+        id: its id here.
+        log: its records in order.
+        heads: where it stood.
+        checkpoints: its checkpoints.
+        memory: what its memory held.
+        runs: the entries of its runs.
+        rows: how many rows of each table that was.
+    """
 
     def __init__(self, content: bytes, name: str, new_id: str | None) -> None:
         self.rows: dict[str, int] = {}
@@ -163,7 +188,7 @@ class _Session:
         )
 
 
-async def _check_absent(store: Store, session: _Session) -> None:
+async def _check_absent(store: Store, session: ExportedSession) -> None:
     is_here = (
         await store.read_head(session.id) is not None
         or await store.read_memory(session.id)

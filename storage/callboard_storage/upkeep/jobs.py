@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from callboard_protocol.errors import CallboardError, StoreError, StoreFullError, StoreOpenError, StoreVersionError
-from callboard_storage import chunks, data_file, doors
+from callboard_storage import chunks, data_file, doors, reading
 from callboard_storage.lmdb_engine import ENGINE, engine_version, translated
 from callboard_storage.lmdb_environment import FORMAT_VERSION, LmdbEnvironment, ReadOnlyEnvironment
 from callboard_storage.lmdb_transactions import ReadTransaction
@@ -225,6 +225,20 @@ def export(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"rows": rows, "bytes": file.tell()}
 
 
+def export_page(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Write some sessions to files that are named by their place among them."""
+    environment = opened(arguments["path"])
+
+    def write(snapshot: ReadTransaction) -> list[str]:
+        ids = reading.session_ids(snapshot, arguments["after"], arguments["limit"])
+        for place, session_id in enumerate(ids):
+            with (Path(arguments["folder"]) / f"{place}.jsonl").open("xb") as file:
+                write_session(snapshot, session_id, file)
+        return ids
+
+    return {"ids": environment.read(write)}
+
+
 JOBS: Mapping[str, Job] = {
     "verify": verify,
     "copy": copy,
@@ -235,6 +249,7 @@ JOBS: Mapping[str, Job] = {
     "export": export,
     "survey": survey,
     "rewrite": rewrite,
+    "export_page": export_page,
 }
 
 

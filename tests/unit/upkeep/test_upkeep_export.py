@@ -133,6 +133,19 @@ def test_a_session_is_exported_while_the_store_is_open(filled, keeper, tmp_path)
     assert (tmp_path / "one.jsonl").exists()
 
 
+def test_sessions_are_exported_page_by_page_as_each_is_alone(filled, tmp_path):
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for folder in folders:
+        folder.mkdir()
+    first = upkeep.export_page(filled, folders[0], limit=2)
+    second = upkeep.export_page(filled, folders[1], after="three", limit=2)
+    assert [*first, *second] == ["one", "three", "two"]
+    for session_id, file in {**first, **second}.items():
+        assert file.read_bytes() == exported(filled, tmp_path, session_id).read_bytes()
+        assert upkeep.read_session(file).id == session_id
+    assert upkeep.export_page(filled, folders[2], after="two") == {}
+
+
 def test_exporting_overwrites_nothing(filled, tmp_path):
     file = exported(filled, tmp_path)
     with pytest.raises(UsageError, match="exists"):

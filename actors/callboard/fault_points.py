@@ -1,0 +1,78 @@
+"""Named moments at which a test may strike: around each effect and right after each commit.
+
+In production nobody is armed, and a passage costs one comparison. `callboard.testing` arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from callboard_protocol.records import (
+    DecisionMade,
+    IntentRecorded,
+    LogRecord,
+    RunBegan,
+    RunEnded,
+    RunResumed,
+    RunSuspended,
+    SleepBegan,
+    StepCompleted,
+)
+
+POINTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "run.entry_recorded": "a run that waits, or ended before it began, is on disk",
+        "run.began": "a run's first record is on disk",
+        "run.resumed": "the first record of a further attempt is on disk",
+        "run.suspended": "it is on disk that a run waits for somebody",
+        "run.ended": "a run's last record is on disk",
+        "step.about_to_act": "a model, a tool, a function or a reconcile is about to be called, or a run to wait",
+        "step.intent_recorded": "it is on disk that a tool is about to act",
+        "step.outcome_received": "what came of a step is known, and not yet written",
+        "step.recorded": "what came of a step is on disk",
+        "sleep.recorded": "it is on disk when a sleep ends",
+        "decision.recorded": "a run has taken in what somebody decided about a call, and that is on disk",
+        "letter.posted": "a decision, a value or a cancellation for a run is on disk, and the run has not seen it",
+        "checkpoint.recorded": "a checkpoint under a caller's name is on disk",
+        "fork.recorded": "a fork of a session is on disk",
+    }
+)
+"""Each point, and what is true as it is passed."""
+
+_RECORDED: Final[Mapping[type[LogRecord], str]] = MappingProxyType(
+    {
+        RunBegan: "run.began",
+        RunResumed: "run.resumed",
+        RunSuspended: "run.suspended",
+        RunEnded: "run.ended",
+        IntentRecorded: "step.intent_recorded",
+        StepCompleted: "step.recorded",
+        SleepBegan: "sleep.recorded",
+        DecisionMade: "decision.recorded",
+    }
+)
+
+armed: Callable[[str, str], object] | None = None
+"""What is called with each point that is passed and whom it is about: a call id, a run id or a session id."""
+
+
+def reach(point: str, subject: str) -> None:
+    """Pass a point.
+
+    Args:
+        point: one of `POINTS`.
+        subject: whom it is about: a call id (``{run_id}:{step}``), a run id or a session id.
+    """
+    if armed is not None:
+        armed(point, subject)
+
+
+def reach_recorded(records: Sequence[LogRecord]) -> None:
+    """Pass the point of each of these records, which have come to disk together."""
+    for record in records:
+        point = _RECORDED.get(type(record))
+        if point is not None:
+            step = getattr(record, "step", None)
+            reach(point, record.run_id if step is None else f"{record.run_id}:{step}")

@@ -58,6 +58,8 @@ def _told(record: LogRecord, steps: int) -> Iterator[Told]:
         yield from _step(record)
         yield _checkpoint(record, steps)
     elif isinstance(record, RunBegan):
+        if record.attempt > 1:
+            yield "run.resume_attempted", {"attempt": record.attempt, "strikes": record.strikes, "in_flight": None}
         yield "run.started", {}
         yield _checkpoint(record, steps)
     elif isinstance(record, RunResumed):

@@ -85,7 +85,7 @@ def way_back(log: Sequence[StoredRecord], own: Sequence[StoredRecord], failure: 
 
 
 AS_IF_NOT_ENDED: Final[Mapping[str, Any]] = MappingProxyType(
-    {"pending": (), "stop_reason": None, "problem": None, "ended_at": None, "retries": 0}
+    {"pending": (), "stop_reason": None, "problem": None, "ended_at": None, "crashed": False, "retries": 0}
 )
 """What an entry says of a run's end, taken back."""
 

@@ -458,7 +458,7 @@ class Runtime:
             return result_of(entry)
         raise UsageError(
             f"run {run_id!r} is {entry.state.value!r} and nobody carries it on",
-            hint="open the Runtime with recover=True",
+            hint="runtime.resume(run_id) does, and so does a Runtime with recover=True",
         )
 
     async def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> bool:

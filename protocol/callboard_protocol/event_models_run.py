@@ -59,7 +59,7 @@ class RunValidated(RunEvent, frozen=True):
 
 
 class RunStarted(RecordedEvent, frozen=True):
-    """The pattern begins, for the first time.
+    """The pattern begins, for the first time or, after a crash, afresh.
 
     Attributes:
         waited: seconds since it was requested.

@@ -131,6 +131,7 @@ def test_on_crash_restart_begins_afresh_as_if_nothing_had_been(place: Any, die: 
     assert (head.run_count, head.artifact_count, head.usage.llm_calls) == (2, 1, 2)
     sequences = sorted({event.sequence for event in events if event.sequence is not None})
     assert sequences == [*range(len(sequences))]
+    assert [event.attempt for event in events if event.name == "run.resume_attempted"] == [2, 3]
     began = [one for one in asyncio.run(place.log("s")) if isinstance(one, RunBegan) and one.run_id == "r"]
     assert [(one.attempt, one.strikes) for one in began] == [(1, 0), (2, 0), (3, 1)]
 
@@ -476,6 +477,42 @@ async def test_a_branch_that_failed_is_made_again_and_those_beside_it_are_not(pl
     async with place.runtime(agent) as runtime:
         assert (await runtime.run(agent, "x")).output == "{'0': 0, '1': 1, '2': 2}"
     assert sorted(place.noted) == ["0", "1", "1", "2"]
+
+
+@pytest.mark.semantics("R40")
+def test_a_run_that_failed_for_a_crash_is_tried_once_more_on_resume(place: Any, die: Any) -> None:
+    async def pattern(ctx: RunContext[Any]) -> str:
+        place.note(ctx.run_id)
+        if len(place.noted) == 2 or place.noted.count(ctx.run_id) == 2:
+            die()
+        if len(place.noted) < 2:
+            await asyncio.Future()
+        return f"done at attempt {ctx.attempt}"
+
+    agent = Agent("worker", pattern=pattern, budget=RunBudget(max_resume_attempts=1))
+
+    async def start(runtime: Any) -> None:
+        await runtime.submit(agent, "x", run_id="fails", on_crash="fail")
+        await runtime.run(agent, "x", run_id="poisonous")
+
+    async def look(runtime: Any) -> list[str]:
+        return [(await runtime.wait(run_id)).error_details.code for run_id in ("fails", "poisonous")]
+
+    def resume(run_id: str) -> Any:
+        async def resume(runtime: Any) -> Any:
+            return await (await runtime.resume(run_id)).result()
+
+        return resume
+
+    codes = ["interrupted_by_crash", "poisonous_run"]
+    place.live_until_killed([agent], start)
+    assert place.live([agent], look) == codes
+    # It ends its process once more, and is not tried again by itself.
+    for run_id in ("poisonous", "fails"):
+        place.live_until_killed([agent], resume(run_id))
+    assert place.live([agent], look) == codes
+    assert place.live([agent], resume("fails")).output == "done at attempt 3"
+    assert place.live([agent], resume("poisonous")).output == "done at attempt 3"
 
 
 @pytest.mark.semantics("R39")

@@ -15,6 +15,7 @@ from callboard_protocol.errors import (
     OutputValidationError,
     RunCancelledError,
     RunNotResumableError,
+    StoreError,
     ToolDeniedError,
 )
 from callboard_protocol.records import LogRecord, OutcomeVoided, RunBegan, RunEnded, SessionRewound, StepCompleted
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 _NEVER_VOIDED = frozenset({CallInDoubtError.code, ToolDeniedError.code})
 """Outcomes that somebody decided, or would have to."""
 
-_NOT_BY_ITSELF = (BudgetExhaustedError, InterruptedByCrashError, OutputValidationError, RunCancelledError)
-"""Errors that the same run meets again, or that say what somebody wants."""
+_NOT_BY_ITSELF = (BudgetExhaustedError, InterruptedByCrashError, OutputValidationError, RunCancelledError, StoreError)
+"""Errors that the same run meets again, that say what somebody wants, or after which nothing can be written."""
 
 _BEGIN_ANOTHER = "begin a new run with resume_from_checkpoint=..., which can go back to any of its steps"
 _REFUSED: Final[Mapping[RunState, str]] = MappingProxyType(

@@ -96,15 +96,17 @@ class RunAttempt:
         self._opened_at = self._acquired_at = directory.clock.monotonic()
 
     async def perform(self) -> RunResult[Any] | None:
-        """Run until there is a result. Whatever goes wrong is in the result; there is none yet where the run is to be
-        tried again.
+        """Run until there is a result. Whatever goes wrong is in the result; there is none yet where the run is to
+        go on later.
         """
         run_at_work.set(self._ticket.run_id)
         try:
             try:
                 output = await self._work()
-            except (GeneratorExit, SessionElsewhere, StruckRunWaits):
+            except (GeneratorExit, SessionElsewhere):
                 raise
+            except StruckRunWaits:
+                return None
             except BaseException as error:  # noqa: BLE001  (whatever a pattern raises is how its run ends)
                 if await self._put_off(error):
                     return None

@@ -104,11 +104,13 @@ class ReturningRuns:
                 self._return_with(ticket, agent)
 
     def keep(self, ticket: RunTicket) -> None:
-        """An attempt has ended, and the run has not: it comes back after a pause."""
+        """An attempt has ended, and the run has not: it comes back after a pause, or in its turn."""
         self._tickets[ticket.run_id] = ticket
         if self._is_closed:
             ticket.finish(interrupted(ticket.entry))
             return
+        if ticket.entry.state == RunState.QUEUED:
+            return  # it is its turn that it waits for
         if ticket.entry.state != RunState.PARKED:
             if ticket.entry.retries == 1:
                 self._failed.forget(ticket.run_id)
@@ -128,11 +130,6 @@ class ReturningRuns:
     def may_go_on(self, run_id: str) -> bool:
         """Whether a run that could have caused a crash may go on now; it comes back in its turn otherwise."""
         return self._struck.may_go_on(self._tickets[run_id])
-
-    def await_turn(self, ticket: RunTicket) -> None:
-        """Such a run has let go of all but its session."""
-        if self._is_closed:
-            ticket.finish(interrupted(ticket.entry))
 
     def clear(self, run_id: str) -> None:
         """A run has got further, waits or has stopped: if it could have caused a crash, the next one may go on."""

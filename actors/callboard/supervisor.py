@@ -33,7 +33,7 @@ from callboard.results import read_result
 from callboard.resuming import refuse_unless_resumable, resumed_with
 from callboard.returning import ReturningRuns
 from callboard.room import room_in
-from callboard.stops import SessionElsewhere, StopRun, StruckRunWaits, cancelled
+from callboard.stops import SessionElsewhere, StopRun, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
 from callboard_protocol.base import as_seconds
@@ -419,8 +419,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     @handles(concurrent=True)
     async def resume(self, message: ResumeRun) -> RunTicket:
         """Lets a run go on that has ended, that is parked, or that nobody carries on."""
-        if self._draining is not None:
-            raise RuntimeClosingError("the runtime is closing: it resumes no more runs")
+        self._refuse_when_closing()
         run_id = message.run_id
         entry = None if run_id in self._tickets else await self._store.read_run(run_id)
         ticket = self._tickets.get(run_id)
@@ -502,11 +501,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         except SessionElsewhere:
             await self._stand_back(ticket)
             return
-        except StruckRunWaits:
-            self._let_go(ticket, keeps_session=True)
-            self._returning.await_turn(ticket)
-            self._admit()
-            return
         except BaseException as error:
             self._let_go(ticket)
             ticket.accept(error)
@@ -519,6 +513,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             return
         if result is None:
             self._let_go(ticket, keeps_session=ticket.entry.began_sequence is not None)
+            self._left_over += self._draining is not None
             self._returning.keep(ticket)
             self._admit()
             return
@@ -791,8 +786,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 ticket.leave()
                 continue
             # Nobody in this process hears of it again; on disk it keeps its place in the queue.
-            is_queued = ticket.entry.state == RunState.QUEUED and not ticket.is_elsewhere
-            self._left_over += is_queued and ticket.request.durable
+            goes_on = ticket.entry.state in {RunState.QUEUED, RunState.INTERRUPTED} and not ticket.is_elsewhere
+            self._left_over += goes_on and ticket.request.durable
             ticket.finish(interrupted(ticket.entry))
         self._look_whether_drained()
 

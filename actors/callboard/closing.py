@@ -42,8 +42,9 @@ class Closing:
             try:
                 await asyncio.wait([self._task])
             except asyncio.CancelledError as cancellation:
+                if cancelled is None:  # some cancel again and again, at every turn of the loop
+                    self.hurry()
                 cancelled = cancellation
-                self.hurry()
         if cancelled is not None:
             raise cancelled
         self._task.result()

@@ -13,6 +13,7 @@ from callboard_protocol.records import (
     DecisionMade,
     IntentRecorded,
     LogRecord,
+    OutcomeVoided,
     RunBegan,
     RunEnded,
     RunResumed,
@@ -32,6 +33,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "step.intent_recorded": "it is on disk that a tool is about to act",
         "step.outcome_received": "what came of a step is known, and not yet written",
         "step.recorded": "what came of a step is on disk",
+        "step.voided": "it is on disk that an outcome counts no more",
         "sleep.recorded": "it is on disk when a sleep ends",
         "decision.recorded": "a run has taken in what somebody decided about a call, and that is on disk",
         "letter.posted": "a decision, a value or a cancellation for a run is on disk, and the run has not seen it",
@@ -49,6 +51,7 @@ _RECORDED: Final[Mapping[type[LogRecord], str]] = MappingProxyType(
         RunEnded: "run.ended",
         IntentRecorded: "step.intent_recorded",
         StepCompleted: "step.recorded",
+        OutcomeVoided: "step.voided",
         SleepBegan: "sleep.recorded",
         DecisionMade: "decision.recorded",
     }

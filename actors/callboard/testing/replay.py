@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import os
 import tempfile
 from collections import Counter
@@ -183,7 +184,8 @@ async def _replayed(agent: Agent[Any, Any], session: ExportedSession, entry: Run
     history, ended = _history(session.log, entry.run_id)
     store = await _filled(session, entry, history)
     # Late enough for every sleep that is recorded to have ended.
-    furthest = max(record.wake_at if isinstance(record, SleepBegan) else record.at for record in history) + 1
+    wakings = (record.wake_at for record in history if isinstance(record, SleepBegan) and math.isfinite(record.wake_at))
+    furthest = max(*wakings, *(record.at for record in history), 0.0) + 1
     clock = FakeClock(datetime.fromtimestamp(furthest, UTC))
     async with Runtime(store=store, clock=clock) as runtime:
         with watch_passages(_stop_at_the_end(entry.run_id)):
@@ -211,10 +213,11 @@ async def _filled(session: ExportedSession, entry: RunEntry, history: Sequence[L
     for sequence, record in enumerate(history):
         batch.append(sequence, record)
     request = entry.request
-    budget = None if request.budget is None else _without_limits(request.budget)
+    given = entry.budget or request.budget
+    budget = None if given is None else _without_limits(given)
     request = request.model_copy(update={"budget": budget, "parent_run_id": None, "account": None, "durable": True})
-    waiting = {"request": request, "state": RunState.INTERRUPTED, "stop_reason": None, "ended_at": None, "pending": ()}
-    batch.put_run(entry.model_copy(update=waiting))
+    waiting = {"state": RunState.INTERRUPTED, "stop_reason": None, "ended_at": None, "pending": (), "problem": None}
+    batch.put_run(entry.model_copy(update={"request": request, "budget": None, "crashed": False, **waiting}))
     await commit(store, batch, Fence(-1))
     return store
 

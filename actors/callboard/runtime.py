@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
+from callboard.accounts import Accounts
 from callboard.agents import Agent
 from callboard.closing import Closing
 from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
@@ -130,7 +131,7 @@ class Runtime:
             self._is_starting = False
         system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
         watchers = Watchers()
-        directory = Directory(system, store, watchers)
+        directory = Directory(system, store, watchers, self.agents.by_id)
         self._system, self._directory = system, directory
         self.agents.directory = directory
         self._end_watch = store.watch_quarantine(self._quarantined)
@@ -546,6 +547,11 @@ class Runtime:
     def runs(self) -> Runs:
         """The runs of the data directory."""
         return Runs(self._here)
+
+    @property
+    def accounts(self) -> Accounts:
+        """The named accounts of the data directory."""
+        return Accounts(self._here)
 
     async def subscribe(self, run_id: str | None = None, *, names: Sequence[str] = ()) -> Subscription:
         """Watch events as they happen. Close the subscription when done.

@@ -32,6 +32,7 @@ from callboard_protocol.errors import (
     CallInDoubtError,
     ConcurrentStepError,
     DamagedRecordError,
+    DelegationDepthError,
     DuplicateAgentError,
     FencedError,
     ForkedError,
@@ -90,8 +91,10 @@ from callboard_protocol.errors import (
     WrongLoopError,
 )
 from callboard_protocol.failures import StepFailedError
+from callboard_protocol.ledger import UnknownAccountError
 from callboard_protocol.messages import ContentPart, DataPart, LinkPart, Message, TextPart, ToolCall, Usage
 from callboard_protocol.model_calls import ModelDelta, ModelRequest, ModelResponse, ModelSettings, ToolSchema
+from callboard_protocol.named_accounts import Account, AccountFigures
 from callboard_protocol.runs import (
     ErrorDetails,
     ErrorSnapshot,
@@ -108,6 +111,9 @@ from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappene
 from callboard_storage.store import Deletion, QuarantinedRecord
 
 __all__ = [
+    "Account",
+    "AccountFigures",
+    "UnknownAccountError",
     "ActorDied",
     "ActorError",
     "Agent",
@@ -122,6 +128,7 @@ __all__ = [
     "ContentPart",
     "ContextAssembler",
     "DamagedRecordError",
+    "DelegationDepthError",
     "DataPart",
     "Decision",
     "Deletion",

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-from callboard.agents import Agent
+from callboard.agents import Agent, find_agent
 from callboard.checkpoints import find_checkpoint, list_checkpoints
 from callboard.directory import Directory
 from callboard.forking import fork_session
@@ -21,7 +21,6 @@ from callboard_protocol.errors import (
     DuplicateAgentError,
     InvalidIdentifierError,
     RuntimeBusyError,
-    UnknownAgentError,
     UnknownRunError,
     UnknownSessionError,
     UsageError,
@@ -91,22 +90,7 @@ class Agents:
         Raises:
             UnknownAgentError: there is none; the error names the nearest.
         """
-        if not isinstance(agent, str | Agent):
-            raise UsageError(f"{agent!r:.60} is neither an agent nor the id of one", hint="runtime.run(agent, '...')")
-        agent_id = agent if isinstance(agent, str) else agent.id
-        known = self.by_id.get(agent_id)
-        if known is None:
-            near = difflib.get_close_matches(agent_id, self.by_id, n=1)
-            raise UnknownAgentError(
-                f"no agent {agent_id!r} is registered",
-                hint=f"did you mean {near[0]!r}?" if near else None,
-                context={"registered": [*self.by_id]},
-            )
-        if not isinstance(agent, str) and known is not agent:
-            raise DuplicateAgentError(
-                f"another agent is registered as {agent_id!r}", hint="pass the one that is registered, or its id"
-            )
-        return known
+        return find_agent(self.by_id, agent)
 
 
 class Sessions:

@@ -64,7 +64,8 @@ class Admission:
             heapq.heappush(self._first_in_line, (order, run_id, session_id))
 
     def withdraw(self, run_id: str, session_id: str) -> bool:
-        """A waiting run leaves; False if it does not wait."""
+        """A waiting run leaves; False if it does not wait in its session's line."""
+        self.forget_return(run_id)
         line = self._lines.get(session_id)
         if line is None:
             return False
@@ -139,7 +140,9 @@ class Admission:
         self._free += 1
 
     def ask_back(self, run_id: str) -> None:
-        """A run that left its slot wants one again; `admit` names it when it has one."""
+        """A run that left its slot wants one again, or one that such a run waits for wants to begin; `admit` names it
+        when it has one.
+        """
         self._returning.append(run_id)
 
     def forget_return(self, run_id: str) -> bool:

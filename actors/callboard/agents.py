@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -19,7 +20,7 @@ from callboard.patterns import Pattern, resolve_pattern
 from callboard.run_info import RunInfo
 from callboard.tool import Tool
 from callboard_protocol.base import as_seconds, check_identifier
-from callboard_protocol.errors import AgentDefinitionError
+from callboard_protocol.errors import AgentDefinitionError, DuplicateAgentError, UnknownAgentError, UsageError
 from callboard_protocol.failures import text_of
 from callboard_protocol.records import AgentSnapshot
 from callboard_protocol.runs import RunBudget
@@ -203,6 +204,32 @@ class Agent(Generic[DepsT, OutputT]):
             tools=tuple(self.tools),
             pattern=self.pattern.name,
         )
+
+
+def find_agent(registered: Mapping[str, Agent[Any, Any]], agent: Agent[Any, Any] | str) -> Agent[Any, Any]:
+    """The registered agent.
+
+    Raises:
+        UnknownAgentError: there is none; the error names the nearest.
+        DuplicateAgentError: another is registered under its id.
+        UsageError: it is no agent at all.
+    """
+    if not isinstance(agent, str | Agent):
+        raise UsageError(f"{agent!r:.60} is neither an agent nor the id of one", hint="runtime.run(agent, '...')")
+    agent_id = agent if isinstance(agent, str) else agent.id
+    known = registered.get(agent_id)
+    if known is None:
+        near = difflib.get_close_matches(agent_id, registered, n=1)
+        raise UnknownAgentError(
+            f"no agent {agent_id!r} is registered",
+            hint=f"did you mean {near[0]!r}?" if near else None,
+            context={"registered": [*registered]},
+        )
+    if not isinstance(agent, str) and known is not agent:
+        raise DuplicateAgentError(
+            f"another agent is registered as {agent_id!r}", hint="pass the one that is registered, or its id"
+        )
+    return known
 
 
 def _is_text(value: object) -> bool:

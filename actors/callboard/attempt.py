@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
@@ -18,23 +19,27 @@ from callboard.lifecycle_steps import MemorySteps, lifecycle_record, state_after
 from callboard.live_run import LiveRun, SessionState
 from callboard.mail import RunMail
 from callboard.memory import MemoryActor
-from callboard.model_step import feedback_for
+from callboard.model_step import feedback_for, say
 from callboard.plain_steps import NOT_MEANT_FOR_US, failed
 from callboard.resuming import can_pass, own_since_beginning, way_records
 from callboard.run import RunContext
-from callboard.run_info import RunInfo, run_at_work
+from callboard.run_info import InheritedDeps, RunInfo, run_at_work
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.snapshot import snapshot_of
 from callboard.stops import ParkRun, SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
+from callboard.tree_spending import recorded_below, spent_below
+from callboard_protocol.amounts import Amount, less, total
 from callboard_protocol.commands import (
     CloseRun,
     OpenRunAccount,
     OpenSession,
     ResumeStruckRun,
+    StopDelegated,
 )
 from callboard_protocol.errors import (
+    ActorError,
     AgentDefinitionError,
     CallboardError,
     DamagedRecordError,
@@ -116,6 +121,7 @@ class RunAttempt:
                 return await self._stopped(self._ticket.stop)
             return await self._ended("completed", output=output)
         except StoreError as error:
+            await self._stop_children(leaves=True)
             return self._unwritten(error)
         finally:
             if self._run is not None:
@@ -149,8 +155,9 @@ class RunAttempt:
             is_tried = self._can_park and not ticket.entry.crashed
             if is_tried:
                 run.deps = await self._open_deps(run, stack)
-            run.is_limited = await self._directory.supervisor.ask(
-                OpenRunAccount(run_id=ticket.run_id, spent=run.meter.spent(), running=run.running()), timeout=None
+            spent = total([run.meter.spent(), *ticket.spent_below.values()])
+            run.limits = await self._directory.supervisor.ask(
+                OpenRunAccount(run_id=ticket.run_id, spent=spent, running=run.running()), timeout=None
             )
             began = await self._begin(run, opened)
             self._acquired_at, self._token = self._directory.clock.monotonic(), opened.lease.token
@@ -158,14 +165,20 @@ class RunAttempt:
             if not is_tried:
                 run.deps = await self._open_deps(run, stack)
             if ticket.request.resume_from_checkpoint is None:
-                await memory.inject(began.messages[0])
+                await memory.inject(ticket.request.input_message())
             else:
                 memory.take_over(opened.injected)
             if run.instructions:
                 self._conversation.add(Message.system(run.instructions))
-            for message in (*opened.transcript, *began.messages):
+            for message in opened.transcript if ticket.shared is None else ticket.shared.without_instructions():
                 self._conversation.add(message)
-            output = await self._validated(run, Scope("", self._conversation, self._watch))
+            if ticket.is_nested:
+                say(self._conversation, (ticket.request.input_message(),))
+            for message in began.messages:
+                self._conversation.add(message)
+            scope = Scope("", self._conversation, self._watch, in_transcript=not ticket.is_nested)
+            output = await self._validated(run, scope)
+            await self._stop_children(leaves=False)
             await memory.write_back(output)
             return output
 
@@ -188,6 +201,8 @@ class RunAttempt:
             OpenSession(
                 run_id=ticket.run_id,
                 resume_from_checkpoint=ticket.request.resume_from_checkpoint,
+                is_nested=ticket.is_nested,
+                began_sequence=ticket.entry.began_sequence,
                 begins_afresh=afresh,
                 failure=entry.problem if goes_on else None,
             ),
@@ -203,11 +218,15 @@ class RunAttempt:
             journal.begin_afresh()
             counting = ()
         self._way_back = way_records(journal, opened)
-        state = SessionState(state_type, opened.state)
+        state = SessionState(state_type, opened.state if ticket.shared is None else ticket.shared.state)
         before = max((getattr(stored.record, "running", 0.0) for stored in counting), default=0.0)
         run = LiveRun(ticket, self._agent, journal, self._session, self._directory, state, before)
+        recorded: dict[str, Amount] = {}
         for stored in counting:
             run.meter.count(stored.record)
+            recorded.update(recorded_below(stored.record))
+        if journal.began is not None and ticket.request.durable:
+            ticket.spent_below = await spent_below(self._directory.store, ticket.run_id, recorded)
         self._run, self._has_begun = run, journal.began is not None
         if ticket.has_mail and ticket.request.durable:
             ticket.has_mail = False
@@ -272,7 +291,7 @@ class RunAttempt:
             SessionElsewhere: another process has the session, or had it a moment ago.
         """
         ticket, journal = self._ticket, run.journal
-        is_in_use = journal.began is None and opened.head.active_run is not None
+        is_in_use = journal.began is None and opened.head.active_run is not None and not ticket.is_nested
         # By another process's run, which goes on first, or by one of this process that the store refused.
         if is_in_use and await self._directory.store.held_elsewhere(ticket.session_id):
             raise SessionElsewhere
@@ -289,7 +308,8 @@ class RunAttempt:
                 agent=self._agent.snapshot(),
                 state_sequence=opened.head.state_sequence,
                 transcript_length=opened.head.transcript_length,
-                messages=(ticket.request.input_message(),),
+                messages=() if ticket.is_nested else (ticket.request.input_message(),),
+                nested=ticket.is_nested,
                 attempt=run.attempt,
                 strikes=self._strikes,
             )
@@ -342,7 +362,8 @@ class RunAttempt:
         ticket = self._ticket
         if ticket.entry.crashed and ticket.request.on_crash == "fail":
             raise InterruptedByCrashError(f"run {ticket.run_id} was in flight when its process ended")
-        strikes = journal.strikes(crashed=ticket.entry.crashed)
+        # Where a run that it delegated was in flight, it is that one which may have caused the crash.
+        strikes = journal.strikes(crashed=ticket.entry.crashed and not ticket.children)
         if ticket.entry.crashed and strikes >= ticket.limits(self._agent).max_resume_attempts:
             raise PoisonousRunError(
                 f"run {ticket.run_id} was in flight at {strikes} crashes in a row without getting further",
@@ -352,6 +373,8 @@ class RunAttempt:
 
     async def _open_deps(self, run: LiveRun, stack: AsyncExitStack) -> Any:
         deps = self._agent.deps if self._ticket.deps is None else self._ticket.deps
+        if isinstance(deps, InheritedDeps):
+            return deps.value
         if not callable(deps):
             return deps
         info = RunInfo(run.run_id, run.session_id, self._agent.id, run.attempt, dict(run.request.metadata))
@@ -395,7 +418,14 @@ class RunAttempt:
                 if step not in run.journal.completed:
                     told = {"retry": retry + 1, "max_validation_retries": retries, "message": str(problem)}
                     await run.complete(
-                        lifecycle_record(run, step, "validation", "output", value=told, messages=(feedback,))
+                        lifecycle_record(
+                            run,
+                            step,
+                            "validation",
+                            "output",
+                            value=told,
+                            messages=(feedback,) if scope.in_transcript else (),
+                        )
                     )
                 self._conversation.add(feedback)
                 scope.begin_again()
@@ -408,9 +438,11 @@ class RunAttempt:
         if self._ticket.stop is not None:
             return False
         if isinstance(error, ParkRun):
+            await self._stop_children(leaves=True)
             await self._parked(error)
             return True
         if self._can_be_tried_again(error):
+            await self._stop_children(leaves=True)
             await self._tried_again(error)
             return True
         return False
@@ -482,6 +514,8 @@ class RunAttempt:
         return await self._stopped(stop)
 
     async def _stopped(self, stop: StopRun) -> RunResult[Any]:
+        if stop.stop_reason in ("suspended", "interrupted"):
+            await self._stop_children(leaves=True)
         if stop.stop_reason == "suspended":
             return await self._suspended(stop)
         if stop.stop_reason == "interrupted":
@@ -491,7 +525,9 @@ class RunAttempt:
     async def _ended(
         self, stop_reason: StopReason, *, output: Any = None, error: BaseException | None = None
     ) -> RunResult[Any]:
-        """Write how the run ended. An output that cannot be stored is how it failed."""
+        """Write how the run ended, and all that it has delegated before. An output that cannot be stored is how it
+        failed.
+        """
         ticket = self._ticket
         if self._run is None and ticket.entry.began_sequence is not None:
             # It was stopped before it went on; what an earlier attempt left open is closed all the same.
@@ -500,13 +536,15 @@ class RunAttempt:
             except (DamagedRecordError, RunNotResumableError):
                 # Nothing can be closed in what cannot be read, and the run must not be stuck for that. What has
                 # moved on since its end is none of its own.
+                await self._stop_children(leaves=False)
                 return await self._never_began(stop_reason, error)
+        # Whoever stops the run from now on comes too late, and must not cut its ending short.
+        ticket.stop = ticket.stop or StopRun(stop_reason)
+        await self._stop_children(leaves=False)
         run = self._run
         if run is None or not self._has_begun:
             return await self._never_began(stop_reason, error)
         self._tell_of_chances(run, error)
-        # Whoever stops the run from now on comes too late, and must not cut the last record short.
-        ticket.stop = ticket.stop or StopRun(stop_reason)
         ordinal = run.journal.claim_ordinal()
         keeps_snapshot = True
         while True:
@@ -556,14 +594,7 @@ class RunAttempt:
             snapshot = snapshot_of(
                 error, run.meter.usage(), self._conversation.view(), run.state.value, journal.tool_calls
             )
-        closing = [
-            Message.tool(f"not answered: the run ended as {stop_reason}", tool_call_id=call_id, name=name)
-            for call_id, name in journal.open_calls.items()
-        ]
-        if stop_reason == "completed":
-            answer = render_for_model(plain)
-            if journal.last_answer is None or (self._agent.output.is_text and journal.last_answer != answer):
-                closing.append(Message.assistant(answer))
+        closing = () if ticket.is_nested else self._closing(run, stop_reason, plain)
         tail = state_after_last_step(run, ordinal) if stop_reason == "completed" else ()
         record = trusted(
             RunEnded,
@@ -575,11 +606,12 @@ class RunAttempt:
             usage=run.meter.usage(),
             error_details=details,
             error_snapshot=snapshot,
-            messages=tuple(closing),
+            messages=closing,
             running=run.running(),
             cancelled_by=ticket.stopped_by,
             reason=ticket.reason,
         )
+        spent = total([run.meter.spent(), *ticket.spent_below.values()])
         entry = moved(
             ticket.entry,
             STOP_INPUTS[stop_reason],
@@ -587,6 +619,8 @@ class RunAttempt:
             ended_at=record.at,
             pending=(),
             problem=None,
+            spent=(*spent,),
+            charged=(*less(spent, Amount(*ticket.entry.spent)),),
         )
         steps = journal.steps + len(tail)
         checkpoint = trusted(
@@ -600,6 +634,34 @@ class RunAttempt:
         await journal.append(*self._way_back, *tail, record, run=entry, checkpoint=checkpoint)
         ticket.entry = entry
         return result_of(entry, record, tuple(journal.artifacts), output)
+
+    def _closing(self, run: LiveRun, stop_reason: StopReason, output: Any) -> tuple[Message, ...]:
+        """What the run's end adds to the transcript: answers for calls left open, and its own if that is not there."""
+        journal = run.journal
+        closing = [
+            Message.tool(f"not answered: the run ended as {stop_reason}", tool_call_id=call_id, name=name)
+            for call_id, name in journal.open_calls.items()
+        ]
+        if stop_reason == "completed":
+            answer = render_for_model(output)
+            if journal.last_answer is None or (self._agent.output.is_text and journal.last_answer != answer):
+                closing.append(Message.assistant(answer))
+        return tuple(closing)
+
+    async def _stop_children(self, *, leaves: bool) -> None:
+        """Have what the run delegated and no longer waits for stopped, before the run itself writes that it has.
+
+        Args:
+            leaves: leave it to the run's next attempt; otherwise it is cancelled.
+        """
+        ticket = self._ticket
+        if not ticket.children:
+            return
+        reason, by = ticket.why_below()
+        message = StopDelegated(parent_id=ticket.run_id, leaves=leaves, reason=reason, by=by)
+        # A supervisor that has failed has stopped all of them.
+        with contextlib.suppress(ActorError):
+            await self._directory.supervisor.ask(message, timeout=None)
 
     async def _suspended(self, stop: StopRun) -> RunResult[Any]:
         run, ticket = self._run, self._ticket

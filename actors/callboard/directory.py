@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.kernel import ActorSystem, Ref
@@ -17,6 +17,7 @@ from callboard_protocol.event_base import RawEvent
 from callboard_storage.store import Store
 
 if TYPE_CHECKING:
+    from callboard.agents import Agent
     from callboard.event_bus import EventBus, Watchers
     from callboard.model_gateway import ModelGateway
     from callboard.storage_hold import StorageHold
@@ -36,6 +37,7 @@ class Directory:
         system: the runtime's actor system.
         store: where its sessions last.
         watchers: who watches which run.
+        agents: the registered agents, by id.
         clock: what its runs go by.
 
     Attributes:
@@ -44,12 +46,20 @@ class Directory:
         held: runs that wait for room in the store, and how.
     """
 
-    __slots__ = ("attempts", "clock", "describe", "held", "store", "system", "watchers")
+    __slots__ = ("agents", "attempts", "clock", "describe", "held", "store", "system", "watchers")
 
-    def __init__(self, system: ActorSystem, store: Store, watchers: Watchers, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        system: ActorSystem,
+        store: Store,
+        watchers: Watchers,
+        agents: Mapping[str, Agent[Any, Any]],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.system = system
         self.store = store
         self.watchers = watchers
+        self.agents = agents
         self.clock = clock
         self.attempts: set[asyncio.Task[None]] = set()
         self.held: dict[str, StorageHold] = {}

@@ -8,12 +8,13 @@ from typing import Any
 
 from callboard import fault_points
 from callboard_protocol.digests import fingerprint
-from callboard_protocol.errors import CallboardError
+from callboard_protocol.errors import CallboardError, RunConflictError
 from callboard_protocol.failures import describe
+from callboard_protocol.named_accounts import AccountCharge
 from callboard_protocol.records import RunEnded
 from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import RunEntry
-from callboard_protocol.states import STOP_INPUTS, RunInput, RunState, advance
+from callboard_protocol.states import FINAL, STOP_INPUTS, RunInput, RunState, advance
 from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 from callboard_storage.committing import commit
@@ -103,3 +104,24 @@ def interrupted(entry: RunEntry) -> RunResult[Any]:
 def request_digest(request: RunRequest) -> bytes:
     """By which a second submission under the same run id is recognised as the same request."""
     return fingerprint(request)
+
+
+def refuse_other(request: RunRequest, known: RunEntry) -> None:
+    """Let only the same request pass under a run id that is known.
+
+    Raises:
+        RunConflictError: it is another.
+    """
+    if request_digest(request) != known.request_digest:
+        raise RunConflictError(
+            f"run {request.run_id!r} was submitted before with a different request",
+            context={"run_id": request.run_id},
+        )
+
+
+def charge_of(entry: RunEntry) -> AccountCharge | None:
+    """What a run's end charges to its account; None where it draws on none, or costs nothing."""
+    account = entry.request.account
+    if account is None or entry.state not in FINAL or not any(entry.charged):
+        return None
+    return AccountCharge(account=account, run_id=entry.run_id, attempt=entry.attempts, amount=entry.charged)

@@ -28,6 +28,7 @@ class RuntimeLimits(Given):
         max_active_sessions: sessions kept in memory; past it, the idle one used longest ago is parked.
         session_idle: seconds or a timedelta after which an idle session is parked.
         max_tool_processes: calls of tools with ``isolation="process"`` at work; more wait, outside their timeouts.
+        max_delegation_depth: how many runs may wait for each other, from the first that delegates to the last.
         max_store_bytes: live data the store may hold, at least 1 MiB; None is no limit. No work begins past three
             quarters of it (or 64 MiB before it): the rest is kept for the outcomes of what has begun.
         min_free_bytes: space that must be left on the store's disk for work to begin, at least 1 MiB; None is 64 MiB.
@@ -41,6 +42,7 @@ class RuntimeLimits(Given):
     max_active_sessions: int = Field(default=10_000, ge=1)
     session_idle: Duration = 300.0
     max_tool_processes: int = Field(default=4, ge=1)
+    max_delegation_depth: int = Field(default=8, ge=0)
     max_store_bytes: int | None = Field(default=None, ge=1 << 20)
     min_free_bytes: int | None = Field(default=None, ge=1 << 20)
     loop_blocked_after: Annotated[Duration, AfterValidator(_at_least_a_beat)] | None = 1.0

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from callboard.agents import Agent
 from callboard.boundary import StepBoundary
-from callboard.budgets import Claim
+from callboard.budgets import Claim, used_up
 from callboard.directory import Directory
 from callboard.journal import RunJournal, Unfit
 from callboard.kernel import Ref
@@ -22,10 +22,10 @@ from callboard.session import SessionActor
 from callboard.stops import StopRun
 from callboard.storage_hold import StorageHold
 from callboard.ticket import RunTicket
-from callboard_protocol.amounts import ZERO, Amount, Granted, Refused
+from callboard_protocol.amounts import NO_LIMITS, ZERO, Amount, Granted, Refused
 from callboard_protocol.commands import ClearStruckRun, ReserveBudget, SettleBudget
 from callboard_protocol.digests import fingerprint
-from callboard_protocol.errors import AgentDefinitionError, BudgetExhaustedError, UnpersistableValueError, UsageError
+from callboard_protocol.errors import AgentDefinitionError, UnpersistableValueError, UsageError
 from callboard_protocol.event_base import RawEvent
 from callboard_protocol.failures import restore, text_of
 from callboard_protocol.letters import PostedSignal
@@ -47,10 +47,11 @@ class SessionState:
         plain: what was written last; None for a new session.
     """
 
-    __slots__ = ("_adapter", "_digest", "value")
+    __slots__ = ("_adapter", "_digest", "_kept", "value")
 
     def __init__(self, state_type: type[Any] | None, plain: Any) -> None:
         self._adapter: TypeAdapter[Any] | None = None if state_type is None else TypeAdapter(state_type)
+        self._kept = plain
         self.value: Any = None
         self._digest = b""
         if self._adapter is not None and state_type is not None:
@@ -79,15 +80,34 @@ class SessionState:
         self._digest = digest
         return True, plain
 
+    def plain(self) -> Any:
+        """Its plain form now, written or not; that of another agent where this one keeps no state.
+
+        Raises:
+            UnpersistableValueError: it has none.
+        """
+        if self._adapter is None:
+            return self._kept
+        try:
+            return self._adapter.dump_python(self.value, warnings="none")
+        except Exception as problem:
+            raise UnpersistableValueError(f"the session's state has no plain form: {text_of(problem)}") from problem
+
     def owe(self) -> None:
         """What was to be written was not: the next record writes it."""
         self._digest = b""
 
     def apply(self, record: StepCompleted) -> None:
         """Take over the state a recorded step left."""
-        if record.state_changed and self._adapter is not None:
-            self.value = self._adapter.validate_python(record.state)
-            self._digest = fingerprint(record.state)
+        if record.state_changed:
+            self.replace(record.state)
+
+    def replace(self, plain: Any) -> None:
+        """Take over a state that is written already."""
+        self._kept = plain
+        if self._adapter is not None:
+            self.value = self._adapter.validate_python(plain)
+            self._digest = fingerprint(plain)
 
 
 class LiveRun:
@@ -101,6 +121,9 @@ class LiveRun:
         directory: where the actors are.
         state: the session's state.
         running_before: seconds earlier attempts spent running.
+
+    Attributes:
+        limits: what was left of its budget, and of those above it, when this attempt began.
     """
 
     def __init__(
@@ -136,12 +159,7 @@ class LiveRun:
         self.artifacts: list[RunArtifact] = []
         self.budget = ticket.limits(agent)
         self._replayed: int | None = len(journal.completed) if journal.attempt else None
-        self.is_limited = True
-        self.limits_tokens = (
-            self.budget.max_total_tokens is not None
-            or self.budget.max_cost_usd is not None
-            or request.account is not None
-        )
+        self.limits = NO_LIMITS
         self._running_before = running_before
         self._started = self.clock.monotonic()
         self._paused = 0.0
@@ -295,6 +313,11 @@ class LiveRun:
 
     # ---- budget
 
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether it matters how much a model reads and writes."""
+        return self.limits.tokens is not None or self.limits.cost_nano_usd is not None
+
     async def spend(self, amount: Amount) -> None:
         """Take out of the budget what a piece of work costs for certain. Nothing is left to settle.
 
@@ -318,7 +341,7 @@ class LiveRun:
             StopRun: the budget has no room for it.
         """
         await self.be_ready()
-        if not self.is_limited:
+        if self.limits == NO_LIMITS:
             return Granted(amount)
         claim = Claim()
         message = trusted(
@@ -338,17 +361,13 @@ class LiveRun:
                 self.settle(claim.granted.amount, ZERO)
             raise
         if isinstance(answer, Refused):
-            of = "" if answer.account_id == self.run_id else f" of account {answer.account_id!r}"
-            raise StopRun(
-                "max_steps" if answer.limit in ("max_steps", "max_tool_calls") else "budget_exhausted",
-                BudgetExhaustedError(f"run {self.run_id} has used up {answer.limit}{of}", limit=answer.limit),
-            )
+            raise StopRun(answer.stop_reason, used_up(self.run_id, answer))
         granted: Granted = answer
         return granted
 
     def settle(self, reserved: Amount, true: Amount) -> None:
         """Put the true figure in the place of what was reserved."""
-        if self.is_limited:
+        if self.limits != NO_LIMITS:
             self.directory.supervisor.tell(SettleBudget(run_id=self.run_id, reserved=reserved, true=true))
 
     # ---- events

@@ -111,7 +111,7 @@ def _explicit(
     return messages, tuple(new), fingerprint(new)
 
 
-def _say(conversation: Conversation, new: tuple[Message, ...]) -> tuple[Message, ...]:
+def say(conversation: Conversation, new: tuple[Message, ...]) -> tuple[Message, ...]:
     """Add messages, behind answers for calls that nobody has answered; all that was added."""
     open_calls = conversation.unanswered()
     if open_calls:
@@ -151,7 +151,7 @@ async def _ask(
     model = run.model
     recorded = run.journal.recorded(step, "generate", "", fit, new)
     conversation = scope.conversation
-    new = _say(conversation, new)
+    new = say(conversation, new)
     if recorded is not None:
         return _replayed(run, conversation, recorded)
     shown = run.agent.context.assemble(conversation.view() if history is None else run.instructed(history))
@@ -213,8 +213,8 @@ async def _ask(
         fit=fit,
         response=response,
         error=None if error is None else describe(error),
-        in_transcript=scope.is_root and response is not None,
-        messages=new if scope.is_root else (),
+        in_transcript=scope.in_transcript and response is not None,
+        messages=new if scope.in_transcript else (),
         state=state,
         state_changed=changed,
         clock=scope.clock,
@@ -240,7 +240,7 @@ def _about_to_ask(run: LiveRun, step: str, call_id: str, message_count: int) -> 
 
 
 def _warn_of_price(run: LiveRun, response: ModelResponse[Any]) -> None:
-    if response.usage.cost_usd is None and run.budget.max_cost_usd is not None:
+    if response.usage.cost_usd is None and run.limits.cost_nano_usd is not None:
         run.warn_once("budget.cost_skipped", model=response.model or run.model_name)
 
 
@@ -274,7 +274,7 @@ def _worst_case(run: LiveRun, shown: Sequence[Message], settings: ModelSettings)
     characters = sum(len(message.text) for message in shown)
     output = settings.max_tokens or _ASSUMED_OUTPUT_TOKENS
     # No price is known beforehand; the least there is finds out whether all the money is spent.
-    cost = 0 if run.budget.max_cost_usd is None else 1
+    cost = 0 if run.limits.cost_nano_usd is None else 1
     return Amount(steps=1, tokens=characters // _CHARACTERS_PER_TOKEN + output, cost_nano_usd=cost)
 
 

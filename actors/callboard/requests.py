@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from callboard.access import Agents
 from callboard.agents import Agent
 from callboard_protocol.base import MAX_IDENTIFIER_BYTES, JsonObject, check_identifier, unknown_option
-from callboard_protocol.errors import NotImplementedYetError, UsageError
+from callboard_protocol.errors import UsageError
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OnBusy, OnCrash, RunBudget, RunRequest
 from callboard_protocol.tools import Decision
@@ -55,7 +55,7 @@ def request_for(
     if isinstance(agent, RunRequest):
         if said is not None or options:
             raise UsageError("a RunRequest says everything", hint="set its fields instead of passing them beside it")
-        _refuse_unbuilt(agent)
+        _refuse_parent(agent)
         return agents.find(agent.agent_id), agent, False
     known = agents.find(agent)
     for name in options:
@@ -66,12 +66,18 @@ def request_for(
     is_new = "run_id" not in fields
     run_id = fields["run_id"] = check_identifier(fields.get("run_id", new_id()), "run id")
     if "session_id" not in fields:
-        # The same at each submission of one run id; an id that leaves no room for a prefix goes without it.
-        named = f"session-{run_id}"
-        fields["session_id"] = named if len(named.encode()) <= MAX_IDENTIFIER_BYTES else run_id
+        fields["session_id"] = own_session(run_id)
     request = RunRequest(agent_id=known.id, **spoken, **fields)
-    _refuse_unbuilt(request)
+    _refuse_parent(request)
     return known, request, is_new
+
+
+def own_session(run_id: str) -> str:
+    """The id of a session that is a run's own, the same whenever it is asked for: an id that leaves no room for a
+    prefix goes without it.
+    """
+    named = f"session-{run_id}"
+    return named if len(named.encode()) <= MAX_IDENTIFIER_BYTES else run_id
 
 
 def new_id() -> str:
@@ -89,12 +95,7 @@ def _spoken(said: object) -> dict[str, Any]:
     raise UsageError(what, hint="runtime.run(agent, 'what the user says'), or a list of content parts")
 
 
-def _refuse_unbuilt(request: RunRequest) -> None:
-    """What a request may say and nothing heeds yet is refused: a limit that is silently not held is worse than none."""
-    unbuilt = {
-        "account": request.account is not None,
-        "parent_run_id": request.parent_run_id is not None,
-    }
-    for what, is_asked in unbuilt.items():
-        if is_asked:
-            raise NotImplementedYetError(f"{what} is not part of this release", hint=f"leave {what} out")
+def _refuse_parent(request: RunRequest) -> None:
+    """What is not the caller's to say."""
+    if request.parent_run_id is not None:
+        raise UsageError("parent_run_id is the runtime's to set", hint="in a pattern: await ctx.delegate(agent, '...')")

@@ -102,6 +102,12 @@ def refuse_unless_resumable(entry: RunEntry) -> None:
     Raises:
         RunNotResumableError: it is none of them.
     """
+    parent_id = entry.request.parent_run_id
+    if parent_id is not None:
+        raise RunNotResumableError(
+            f"run {entry.run_id!r} was delegated by run {parent_id!r}, which carries it on",
+            hint=f"resume that one: runtime.resume({parent_id!r})",
+        )
     hint = _REFUSED.get(entry.state)
     if hint is not None:
         raise RunNotResumableError(f"run {entry.run_id!r} is {entry.state.value!r}", hint=hint)

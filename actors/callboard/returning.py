@@ -38,6 +38,7 @@ class ReturningRuns:
         admission: the queue.
         clock: what pauses go by.
         admit: called when the queue has grown.
+        put_back: puts a run back to work that another one has delegated; it keeps no place in the queue.
         publish: tells an event of a run.
     """
 
@@ -50,6 +51,7 @@ class ReturningRuns:
         *,
         clock: Clock,
         admit: Callable[[], None],
+        put_back: Callable[[RunTicket], None],
         publish: Publish,
     ) -> None:
         self._store = store
@@ -57,6 +59,7 @@ class ReturningRuns:
         self._agents = agents
         self._admission = admission
         self._admit = admit
+        self._put_back = put_back
         self._publish = publish
         self._parked = GrowingPauses(FIRST_PAUSE_PARKED, LONGEST_PAUSE_PARKED, self._return, clock)
         self._failed = GrowingPauses(FIRST_PAUSE_FAILED, LONGEST_PAUSE_FAILED, self._return, clock)
@@ -212,6 +215,9 @@ class ReturningRuns:
         if state != RunState.QUEUED:
             event = RunInput.UNPARK if state == RunState.PARKED else RunInput.REQUEUE
             ticket.entry = moved(ticket.entry, event, pending=())
+        if ticket.parent is not None:
+            self._put_back(ticket)
+            return
         holder = self._admission.holder_of(ticket.session_id)
         if ticket.entry.began_sequence is None or holder not in {None, ticket.run_id}:
             self._admission.enqueue(ticket.entry.order, ticket.run_id, ticket.session_id)

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from callboard import model_step, plain_steps, signal_steps, tool_steps
-from callboard.agents import DepsT
+from callboard import delegation, model_step, plain_steps, signal_steps, tool_steps
+from callboard.agents import Agent, DepsT
+from callboard.delegation import SessionSharing
 from callboard.live_run import LiveRun
 from callboard.output import OutputContract
 from callboard.scopes import Scope
@@ -17,10 +18,11 @@ from callboard_protocol.base import JsonObject, check_name
 from callboard_protocol.errors import UsageError
 from callboard_protocol.messages import Message, ToolCall
 from callboard_protocol.model_calls import ModelResponse
-from callboard_protocol.runs import RunArtifact, RunUsage
+from callboard_protocol.runs import RunArtifact, RunBudget, RunResult, RunUsage
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
+D = TypeVar("D")
 P = ParamSpec("P")
 
 
@@ -150,6 +152,79 @@ class RunContext(Generic[DepsT]):
             NonDeterministicRunError: an earlier attempt asked for something else here.
         """
         return await tool_steps.call_many(self._run, self._scope, calls)
+
+    # ---- other agents
+
+    @overload
+    async def delegate(
+        self,
+        agent: Agent[D, ResultT],
+        input: str,
+        *,
+        budget: RunBudget | None = None,
+        session: SessionSharing = "isolated",
+        deps: D | None = None,
+        metadata: JsonObject | None = None,
+    ) -> RunResult[ResultT]: ...
+    @overload
+    async def delegate(
+        self,
+        agent: str,
+        input: str,
+        *,
+        budget: RunBudget | None = None,
+        session: SessionSharing = "isolated",
+        deps: Any = None,
+        metadata: JsonObject | None = None,
+    ) -> RunResult[Any]: ...
+    async def delegate(
+        self,
+        agent: Agent[Any, Any] | str,
+        input: str,  # noqa: A002  (the public API's name)
+        *,
+        budget: RunBudget | None = None,
+        session: SessionSharing = "isolated",
+        deps: Any = None,
+        metadata: JsonObject | None = None,
+    ) -> RunResult[Any]:
+        """Have another agent do something, and wait for its result; meanwhile this run holds no slot.
+
+        The child is a run of its own, under the id ``{run_id}:{step}``. One that fails, is cancelled or runs out of its
+        budget returns a result that says so. What it spends counts against this run's budget too, and it is stopped
+        when this run is, for whatever reason. A resumed run does not begin it again, but carries it on, or has its
+        result.
+
+        Args:
+            agent: an agent, or its id.
+            input: what it is asked.
+            budget: its limits; those of the agent where None.
+            session: ``"isolated"``: a session of its own. ``"shared"``: this run's: it sees the conversation of this
+                scope and the session's state as they are now, adds nothing to the transcript, and what it changes in
+                the state is changed here too.
+            deps: what its tools get; where None those of the agent, and where that has none, this run's.
+            metadata: values of the caller's own, carried unchanged.
+
+        Returns:
+            Its result, without an `error_snapshot`: `runtime.wait` has that.
+
+        Raises:
+            UnknownAgentError: no such agent is registered; the error names the nearest.
+            DelegationDepthError: too many runs wait for each other.
+            InvalidIdentifierError: the names of runs and branches leave no room for the child's id.
+            UnpersistableValueError: the session's state cannot be stored.
+            ConcurrentStepError: another step of this scope is in flight.
+            NonDeterministicRunError: an earlier attempt asked for something else here.
+        """
+        return await delegation.delegate(
+            self._run,
+            self._scope,
+            agent,
+            input,
+            budget=budget,
+            session=session,
+            deps=deps,
+            metadata=metadata,
+        )
 
     # ---- other steps
 

@@ -9,6 +9,17 @@ run_at_work: ContextVar[str] = ContextVar("callboard_run_at_work", default="")
 
 
 @dataclass(frozen=True, slots=True)
+class InheritedDeps:
+    """Deps that the run above has opened, and closes: they are not a factory, whatever they look like.
+
+    Attributes:
+        value: what the agent's tools get.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """What a deps factory learns about the run it serves.
 

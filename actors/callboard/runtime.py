@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
+from callboard.accounts import Accounts
 from callboard.agents import Agent
 from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.closing import Closing
@@ -138,7 +139,7 @@ class Runtime:
             self._is_starting = False
         system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
         watchers, clock, only_offline = Watchers(), self._clock, only_offline_models()
-        directory = Directory(system, store, watchers, self._clock)
+        directory = Directory(system, store, watchers, self.agents.by_id, self._clock)
         self._system, self._directory = system, directory
         self.agents.directory = directory
         self._end_watch = store.watch_quarantine(self._quarantined)
@@ -560,6 +561,11 @@ class Runtime:
     def runs(self) -> Runs:
         """The runs of the data directory."""
         return Runs(self._here)
+
+    @property
+    def accounts(self) -> Accounts:
+        """The named accounts of the data directory."""
+        return Accounts(self._here)
 
     async def subscribe(self, run_id: str | None = None, *, names: Sequence[str] = ()) -> Subscription:
         """Watch events as they happen. Close the subscription when done.

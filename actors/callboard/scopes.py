@@ -20,6 +20,7 @@ class Scope:
         prefix: what its steps' identities begin with: empty for the root, ``files.a/`` or ``3.a/`` below it.
         conversation: the messages a model sees here.
         watch: starts a timer for a step by its identity; None where steps have no time limit.
+        in_transcript: whether the root's messages go into the session's transcript.
 
     Attributes:
         known: messages by identity that a pattern may show again in a history of its own without saying them twice.
@@ -32,6 +33,7 @@ class Scope:
         "counted",
         "draws",
         "in_flight",
+        "in_transcript",
         "known",
         "names",
         "next_ordinal",
@@ -42,8 +44,16 @@ class Scope:
         "watch",
     )
 
-    def __init__(self, prefix: str, conversation: Conversation, watch: Callable[[str], Timer] | None = None) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        conversation: Conversation,
+        watch: Callable[[str], Timer] | None = None,
+        *,
+        in_transcript: bool = True,
+    ) -> None:
         self.prefix = prefix
+        self.in_transcript = in_transcript and not prefix
         self.conversation = conversation
         self.next_ordinal = 0
         self.in_flight: str | None = None
@@ -56,11 +66,6 @@ class Scope:
         self.clock: tuple[float, ...] = ()
         self.watch = watch
         self.timer: Timer | None = None
-
-    @property
-    def is_root(self) -> bool:
-        """Whether its messages go into the session's transcript."""
-        return not self.prefix
 
     @property
     def upcoming(self) -> str:
@@ -137,4 +142,4 @@ class Scope:
         if full in self.names:
             raise UsageError(f"the scope {full!r} exists already", hint="give every branch a name of its own")
         self.names.add(full)
-        return Scope(full, Conversation(self.conversation.view()), self.watch)
+        return Scope(full, Conversation(self.conversation.view()), self.watch, in_transcript=False)

@@ -12,6 +12,7 @@ from typing import Any
 from callboard import fault_points
 from callboard.checkpoints import fold_at, rewind_marker
 from callboard.commit_line import CommitLine
+from callboard.entries import charge_of
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard.resuming import marker_within, way_back
 from callboard_protocol.commands import (
@@ -76,6 +77,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
         self._fold: HeadFold | None = None
         self._state: Any = None
         self._lease = store.lease()
+        self._holder = ""
         self._state_behind_rewind: Any = None
         self._line = CommitLine(store, self._lose_track)
 
@@ -86,11 +88,17 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
         The session is not locked by that: the first append takes the lock, and is refused if the log has moved on
         since it was read.
 
+        A nested run changes nothing of that: it appends under the lock of the run that has the session open.
+
         Raises:
             UnknownCheckpointError: the run is to go back to a checkpoint that is not there.
             RunNotResumableError: the run had ended, and its session has moved on since.
             DamagedRecordError: a record cannot be read.
+            FencedError: the run is nested, and no run has the session open.
         """
+        if message.is_nested:
+            return await self._open_within(message)
+        self._holder = message.run_id
         self._lease = self._store.lease()
         records = await self._store.read_log(self._session_id)
         own = _own(message.run_id, records)
@@ -126,6 +134,15 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
             voided=voided,
         )
 
+    async def _open_within(self, message: OpenSession) -> OpenedSession:
+        own: Sequence[StoredRecord] = ()
+        if message.began_sequence is not None:
+            own = _own(message.run_id, await self._store.read_log(self._session_id, start=message.began_sequence))
+        # The log is another run's too, and does not go back for this one.
+        voided = way_back(own, own, message.failure).voided if own else None
+        head = self._following().head()
+        return OpenedSession(head=head, transcript=[], state=None, own=own, lease=self._lease, voided=voided)
+
     @handles
     def append(self, message: AppendRecords) -> LoopFuture[int]:
         """Encodes the records and hands them to the store; the answer comes when they are on disk.
@@ -136,11 +153,7 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
             SessionLockedError: another has its lock.
             StoreFullError: what came before was given up.
         """
-        fold = self._fold
-        if fold is None:
-            if self._line.given_up is not None:
-                raise self._line.given_up.fresh()
-            raise FencedError(f"session {self._session_id!r} is not open for appending")
+        fold = self._following()
         batch = self._store.batch(self._session_id)
         records = message.records
         first = sequence = fold.next_sequence
@@ -151,6 +164,9 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
             _put_memory(batch, message.memory)
         if message.run is not None:
             batch.put_run(message.run)
+            charge = charge_of(message.run)
+            if charge is not None:
+                batch.charge(charge)
         if message.taken is not None:
             batch.take_letter(message.taken)
         # From here on nothing raises: what the session believes changes together with what it sends.
@@ -200,7 +216,10 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
 
     @handles
     def close(self, message: CloseRun) -> None:
-        """Lets go of what only the run needed; the next run reads it anew."""
+        """Lets go of what only the run needed; the next run reads it anew. A nested run needs nothing of its own."""
+        if message.run_id != self._holder:
+            return
+        self._holder = ""
         self._fold = None
         self._state = self._state_behind_rewind = None
         self._line.close()
@@ -208,10 +227,13 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
             _give_lock_back(self._store, self._session_id, self._lease)
 
     def _fence(self, follows: int, run: RunEntry | None) -> Fence:
-        """What the batch follows. A run's entry comes with the attempt's first record and with its last one."""
+        """What the batch follows. A run's entry comes with the attempt's first record and with its last one; the lock
+        stays with the run that holds the session, whatever those within it write.
+        """
         if run is None:
             return Fence(follows, self._lease)
-        return Fence(follows, self._lease, takes=not self._lease.token, gives=run.state != RunState.RUNNING)
+        is_last = run.run_id == self._holder and run.state != RunState.RUNNING
+        return Fence(follows, self._lease, takes=not self._lease.token, gives=is_last)
 
     def _stands(self, checkpoint: SessionCheckpoint, fold: HeadFold) -> SessionCheckpoint:
         return checkpoint.model_copy(
@@ -223,6 +245,19 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
                 "usage": fold.usage,
             }
         )
+
+    def _following(self) -> HeadFold:
+        """Where the session stands with all that was appended.
+
+        Raises:
+            FencedError: no run has it open, or it was refused since.
+            StoreFullError: what came before was given up.
+        """
+        if self._fold is None:
+            if self._line.given_up is not None:
+                raise self._line.given_up.fresh()
+            raise FencedError(f"session {self._session_id!r} is not open for appending")
+        return self._fold
 
     def _lose_track(self) -> None:
         """What this actor believes no longer holds: it appends nothing more until it has read the log again."""

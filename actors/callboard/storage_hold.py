@@ -179,4 +179,4 @@ class StorageHold:
         problem = None if stop.error is None else describe(stop.error)
         entry = trusted(RunEntry, **{**vars(run.ticket.entry), "stop_reason": "cancelled", "problem": problem})
         result: RunResult[object] = result_of(entry, artifacts=tuple(run.journal.artifacts))
-        run.ticket.finish(result.model_copy(update={"usage": run.meter.usage(), "pending": self.pending}))
+        run.ticket.answer(result.model_copy(update={"usage": run.meter.usage(), "pending": self.pending}))

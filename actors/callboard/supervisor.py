@@ -9,18 +9,21 @@ import time
 from types import TracebackType
 from typing import Any, Final
 
+from callboard.account_keeping import AccountKeeping
 from callboard.active_sessions import ActiveSessions
 from callboard.admission import ELSEWHERE, Admission
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.budgets import Budgets
 from callboard.checkpoints import fold_at
+from callboard.children import Children
 from callboard.correspondence import Correspondence
 from callboard.directory import Directory
 from callboard.entries import (
     ended_early,
     interrupted,
     moved,
+    refuse_other,
     request_digest,
     result_of,
     write_entry,
@@ -35,20 +38,24 @@ from callboard.returning import ReturningRuns
 from callboard.room import room_in
 from callboard.stops import SessionElsewhere, StopRun, cancelled
 from callboard.ticket import RunTicket
-from callboard_protocol.amounts import NO_LIMITS, Answer, Limits
+from callboard_protocol.amounts import Amount, Answer, Limits
 from callboard_protocol.base import as_seconds
 from callboard_protocol.commands import (
     AdoptAgent,
     CancelRun,
     CheckpointSession,
     ClearStruckRun,
+    CloseAccount,
     DecideCall,
+    DelegateRun,
     DrainRuns,
     DropAgent,
     FindTicket,
     FollowRun,
     LeaveSlot,
+    OpenAccount,
     OpenRunAccount,
+    ReadAccount,
     RecoverRuns,
     RegainSlot,
     ReleaseSession,
@@ -58,13 +65,13 @@ from callboard_protocol.commands import (
     SaveCheckpoint,
     SendSignal,
     SettleBudget,
+    StopDelegated,
     SubmitRun,
     UseSessionAlone,
 )
 from callboard_protocol.errors import (
     BudgetExhaustedError,
     DamagedRecordError,
-    RunConflictError,
     RunEndedError,
     RuntimeBusyError,
     RuntimeClosingError,
@@ -72,6 +79,7 @@ from callboard_protocol.errors import (
     StoreFullError,
     UnknownRunError,
 )
+from callboard_protocol.named_accounts import Account
 from callboard_protocol.runs import RunBudget, RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import FINAL, RunInput, RunState
@@ -79,6 +87,8 @@ from callboard_protocol.trusted import trusted
 
 SupervisorCommand = (
     SubmitRun
+    | DelegateRun
+    | StopDelegated
     | FindTicket
     | FollowRun
     | RecoverRuns
@@ -88,6 +98,9 @@ SupervisorCommand = (
     | AdoptAgent
     | DropAgent
     | OpenRunAccount
+    | OpenAccount
+    | ReadAccount
+    | CloseAccount
     | ReserveBudget
     | SettleBudget
     | LeaveSlot
@@ -133,6 +146,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._budgets = Budgets()
         self._waiting_for_slot: dict[str, asyncio.Future[None]] = {}
         self._tickets: dict[str, RunTicket] = {}
+        self._accounts = AccountKeeping(directory.store, self._tickets, self._budgets)
         self._last_order = 0
         self._running = 0
         self._being_taken_in = 0
@@ -150,6 +164,18 @@ class RunSupervisor(Actor[SupervisorCommand]):
         )
         self._stopping: set[asyncio.Task[bool]] = set()
         self._correspondence = Correspondence(self._store, self._tickets, self._letter_came, directory.clock)
+        self._children = Children(
+            directory.store,
+            self._tickets,
+            self._admission,
+            limits.max_delegation_depth,
+            admit=self._admit,
+            leave_slot=self._leave_slot_to_child,
+            look_at_mail=self._look_at_mail,
+            await_expiry=self._correspondence.await_expiry,
+            cancel=self.cancel,
+            publish=self._publish,
+        )
         self._looking_for_room: asyncio.Task[None] | None = None
         self._returning = ReturningRuns(
             self._store,
@@ -158,6 +184,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admission,
             clock=directory.clock,
             admit=self._admit,
+            put_back=self._children.put_back,
             publish=self._publish,
         )
         self._making_way = MakingWay(self._store, self._tickets, self._admission, self.cancel)
@@ -173,7 +200,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._refuse_to_wait_for_itself(message.awaited_by, request.session_id)
         known = self._tickets.get(request.run_id)
         if known is not None:
-            _refuse_other(request, known.entry)
+            refuse_other(request, known.entry)
             await asyncio.shield(known.accepted)
             return known
         digest = request_digest(request)
@@ -195,6 +222,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 stored = await self._store.read_run(request.run_id)
                 if stored is not None:
                     return await self._submitted_before(ticket, stored)
+            if request.account is not None:
+                await self._accounts.check(request.account)
             if request.resume_from_checkpoint is not None:
                 # Whatever comes of the session until its turn comes, its log keeps what the checkpoint stands for.
                 await fold_at(self._store, request.session_id, request.resume_from_checkpoint)
@@ -245,7 +274,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     async def _submitted_before(self, ticket: RunTicket, stored: RunEntry) -> RunTicket:
         """The ticket of a run that the store knows already."""
-        _refuse_other(ticket.request, stored)
+        refuse_other(ticket.request, stored)
         ticket.entry = stored
         if stored.state in FINAL:
             ticket.finish(await read_result(self._store, stored, ticket.agent))
@@ -255,8 +284,15 @@ class RunSupervisor(Actor[SupervisorCommand]):
         return ticket
 
     async def _take_over_or_follow(self, ticket: RunTicket) -> None:
-        """Carry on with an unfinished run, or watch it if another living process has it."""
-        if await self._store.claim_unfinished(ticket.run_id):
+        """Carry on with an unfinished run, or watch it if another living process has it; a child is with its parent."""
+        parent_id = ticket.request.parent_run_id
+        if parent_id is not None:
+            above = self._tickets.get(parent_id) or await self._found(parent_id)
+            if above is None or not above.is_elsewhere:
+                await self._children.take_over(ticket)
+            else:
+                self._watch_elsewhere(ticket)
+        elif await self._store.claim_unfinished(ticket.run_id):
             if self._tickets.get(ticket.run_id, ticket) is not ticket:
                 return  # somebody else of this process was quicker
             self._take_over(ticket)
@@ -275,6 +311,18 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if self._draining is not None:
             raise RuntimeClosingError
 
+    def _refuse_to_wait_for_itself(self, run_id: str, session_id: str) -> None:
+        """A run must not wait for a session that it holds, or that a run holds which waits for it."""
+        holder = self._admission.holder_of(session_id) if run_id else None
+        ticket = self._tickets.get(run_id)
+        while ticket is not None and holder is not None:
+            if ticket.run_id == holder:
+                raise SessionHeldByAncestorError(
+                    f"run {holder!r} holds session {session_id!r}, and would wait for itself",
+                    hint="give the other run a session of its own, or `submit` it and do not wait for it",
+                )
+            ticket = ticket.parent
+
     def _refuse_when_full(self, request: RunRequest) -> None:
         limits, admission = self._limits, self._admission
         queued = admission.queued_in(request.session_id)
@@ -291,14 +339,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
             raise RuntimeBusyError(
                 f"{queued} runs are waiting for session {request.session_id!r} "
                 f"(max_queued_per_session={limits.max_queued_per_session})"
-            )
-
-    def _refuse_to_wait_for_itself(self, awaited_by: str, session_id: str) -> None:
-        """Refuse a run that waits for its own session to be free, whose turn never comes."""
-        if awaited_by and self._admission.holder_of(session_id) == awaited_by:
-            raise SessionHeldByAncestorError(
-                f"run {awaited_by!r} holds session {session_id!r}, and would wait for itself",
-                hint="give the other run a session of its own, or `submit` it and do not wait for it",
             )
 
     async def _refuse_without_room(self, request: RunRequest) -> None:
@@ -340,6 +380,28 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._refuse_to_wait_for_itself(message.awaited_by, ticket.session_id)
         return ticket
 
+    # ---- runs that runs wait for
+
+    @handles(concurrent=True)
+    async def delegate(self, message: DelegateRun) -> RunTicket | None:
+        """Begins a run within the one that waits for it, or carries it on; None while the runtime is closing."""
+        is_left = self._draining is not None and message.request.durable
+        return None if is_left else await self._children.delegate(message)
+
+    @handles(concurrent=True)
+    async def stop_delegated(self, message: StopDelegated) -> None:
+        """Stops what a run has delegated; answered once it has stopped."""
+        await self._children.stop(message)
+
+    def _leave_slot_to_child(self, ticket: RunTicket) -> None:
+        self._returning.clear(ticket.run_id)
+        back = self._waiting_for_slot.pop(ticket.run_id, None)
+        if back is not None:
+            # A branch of it wants the slot back, which the child may need: it goes on without.
+            self._admission.forget_return(ticket.run_id)
+            back.set_result(None)
+        self._give_slot_away(ticket)
+
     # ---- recovery
 
     @handles(concurrent=True)
@@ -354,15 +416,17 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     async def _take_over_all(self) -> int:
         taken = 0
-        # A session is that run's which has begun in it, also where an older one waits for its agent.
-        for entry in sorted(await self._store.claim_unfinished(), key=lambda entry: entry.began_sequence is None):
+        for entry in sorted(await self._store.claim_unfinished(), key=_recovery_order):
             ticket = self._tickets.get(entry.run_id)
             if ticket is None:
                 ticket = self._ticket_of(entry)
             elif not ticket.is_elsewhere:
                 continue
             ticket.entry = entry
-            self._take_over(ticket)
+            if entry.request.parent_run_id is None:
+                self._take_over(ticket)
+            else:
+                await self._children.take_over(ticket)
             taken += 1
         self._recovered += taken
         await self._wake_decided()
@@ -472,6 +536,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
             if back is not None:
                 back.set_result(None)
                 continue
+            if self._draining is not None and ticket.request.durable:
+                self._give_slot_away(ticket)  # a child that has not begun: its parent's next attempt comes to it
+                continue
             self._put_to_work(ticket)
         if not has_room and self._admission.queued and self._draining is None and self._looking_for_room is None:
             self._looking_for_room = asyncio.get_running_loop().create_task(self._admit_when_there_is_room())
@@ -496,17 +563,15 @@ class RunSupervisor(Actor[SupervisorCommand]):
         agent = ticket.agent or Agent(ticket.request.agent_id)
         active = self._sessions.enter(ticket.session_id)
         try:
-            memory = None if agent.memory is None else self._sessions.memory_of(ticket.session_id, agent.memory)
+            keeps = None if ticket.is_nested else agent.memory
+            memory = None if keeps is None else self._sessions.memory_of(ticket.session_id, keeps)
             result = await RunAttempt(ticket, agent, active.session, memory, self._directory).perform()
         except SessionElsewhere:
             await self._stand_back(ticket)
             return
         except BaseException as error:
             self._let_go(ticket)
-            ticket.accept(error)
-            if not ticket.result.done():
-                ticket.result.set_exception(error)
-                ticket.result.exception()
+            ticket.fail(error)
             self._admit()
             if not isinstance(error, Exception):
                 raise
@@ -517,7 +582,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._returning.keep(ticket)
             self._admit()
             return
-        self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
+        counted = self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
+        self._accounts.ended(ticket, counted)
         self._returning.forget(ticket)
         if ticket.unreadable is not None and self._draining is None:
             result = self._park_unreadable(ticket, ticket.unreadable, result)
@@ -538,6 +604,8 @@ class RunSupervisor(Actor[SupervisorCommand]):
         if not self._wake_if_decided(ticket):
             ticket.finish(result)
             self._correspondence.await_expiry(ticket)
+        if ticket.parent is not None and ticket.entry.state == RunState.INTERRUPTED and self._draining is None:
+            self._tickets[ticket.run_id] = ticket  # for its parent's next attempt
         self._admit()
 
     async def _stand_back(self, ticket: RunTicket) -> None:
@@ -567,13 +635,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._tickets.pop(ticket.run_id, None)
         ticket.finish(await read_result(self._store, entry, ticket.agent) if entry.state in FINAL else result_of(entry))
 
-    def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> None:
-        """What a run held goes back, whatever became of it."""
+    def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> Amount | None:
+        """What a run held goes back, whatever became of it; what its account had counted, if that was open."""
         self._running -= 1
         if ticket.deadline is not None:
             ticket.deadline.cancel()
         self._sessions.leave(ticket.session_id)
-        self._budgets.close(ticket.run_id)
+        counted = self._budgets.close(ticket.run_id)
         self._returning.clear(ticket.run_id)
         if ticket.has_slot:
             ticket.has_slot = False
@@ -585,22 +653,29 @@ class RunSupervisor(Actor[SupervisorCommand]):
             self._admission.release(ticket.run_id, ticket.session_id)
             self._tickets.pop(ticket.run_id, None)
         self._look_whether_drained()
+        return counted
 
     @handles
     def leave_slot(self, message: LeaveSlot) -> None:
         """Gives the slot of a run that waits to another."""
         self._returning.clear(message.run_id)
         ticket = self._tickets.get(message.run_id)
-        if ticket is not None and ticket.has_slot:
+        if ticket is not None:
+            self._give_slot_away(ticket)
+
+    def _give_slot_away(self, ticket: RunTicket) -> None:
+        if ticket.has_slot:
             ticket.has_slot = False
             self._admission.leave_slot()
             self._admit()
 
     @handles
     def regain_slot(self, message: RegainSlot) -> asyncio.Future[None] | None:
-        """Answers once the run has a slot again; several branches of it may have waited, and share one."""
+        """Answers once the run has a slot again; several branches of it may have waited, and share one. While one of
+        them waits for a child it has none, for the child may need it: the others go on without.
+        """
         ticket = self._tickets.get(message.run_id)
-        if ticket is None or ticket.has_slot:
+        if ticket is None or ticket.has_slot or ticket.awaits:
             return None
         waiting = self._waiting_for_slot.get(message.run_id)
         if waiting is None:
@@ -612,16 +687,43 @@ class RunSupervisor(Actor[SupervisorCommand]):
     # ---- budgets
 
     @handles
-    def open_account(self, message: OpenRunAccount) -> bool:
+    def open_account(self, message: OpenRunAccount) -> Limits | asyncio.Future[Limits]:
         """Opens the run's account with what it had spent, and arms its deadline."""
         ticket = self._tickets[message.run_id]
+        if ticket.request.account is not None:
+            return asyncio.ensure_future(self._open_below_named_account(ticket, message))
+        above = None if ticket.parent is None else ticket.parent.run_id
+        return self._open_account(ticket, message, above, counted_above=above is not None)
+
+    async def _open_below_named_account(self, ticket: RunTicket, message: OpenRunAccount) -> Limits:
+        above, was_counted = await self._accounts.begin(ticket.run_id, ticket.request.account or "")
+        return self._open_account(ticket, message, above, counted_above=was_counted)
+
+    def _open_account(
+        self, ticket: RunTicket, message: OpenRunAccount, above: str | None, *, counted_above: bool
+    ) -> Limits:
         assert ticket.agent is not None
         budget = ticket.limits(ticket.agent)
-        self._budgets.open(message.run_id, Limits.of(budget), message.spent)
+        left = self._budgets.open(message.run_id, Limits.of(budget), message.spent, above, counted_above=counted_above)
         if budget.max_duration is not None:
-            left = max(0.0, as_seconds(budget.max_duration) - message.running)
-            ticket.deadline = self._directory.clock.call_later(left, self._out_of_time, ticket)
-        return Limits.of(budget) != NO_LIMITS
+            time_left = max(0.0, as_seconds(budget.max_duration) - message.running)
+            ticket.deadline = self._directory.clock.call_later(time_left, self._out_of_time, ticket)
+        return left
+
+    @handles(concurrent=True)
+    async def keep_account(self, message: OpenAccount) -> Account:
+        """Gives a named account a budget."""
+        return await self._accounts.keep(message.name, message.budget, opens=message.opens)
+
+    @handles(concurrent=True)
+    async def look_at_account(self, message: ReadAccount) -> Account:
+        """Answers how a named account stands."""
+        return await self._accounts.look(message.name)
+
+    @handles(concurrent=True)
+    async def close_account(self, message: CloseAccount) -> Account:
+        """Forgets a named account."""
+        return await self._accounts.close(message.name)
 
     @handles
     def reserve(self, message: ReserveBudget) -> Answer | asyncio.Future[Answer]:
@@ -692,10 +794,15 @@ class RunSupervisor(Actor[SupervisorCommand]):
         undecided = self._correspondence.undecided(ticket)
         if len(undecided) == len(ticket.entry.pending):
             return False
+        if ticket.parent is not None and ticket.run_id not in ticket.parent.awaits:
+            return False  # its parent's next attempt comes to it
         self._correspondence.forget_expiry(ticket.run_id)
         ticket.begin_again(moved(ticket.entry, RunInput.REQUEUE, pending=undecided))
-        self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
-        self._admit()
+        if ticket.parent is not None:
+            self._children.put_first(ticket)
+        else:
+            self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
+            self._admit()
         return True
 
     async def _found(self, run_id: str) -> RunTicket | None:
@@ -734,10 +841,17 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 return _was_cancelled(ticket)
         if ticket.entry.began_sequence is not None and ticket.unreadable is None:
             # What it left open in its transcript is closed by an attempt that only ends it.
+            if ticket.is_nested and ticket.parent is not None and ticket.parent.task is None:
+                raise RuntimeBusyError(
+                    f"run {ticket.run_id!r} is part of a session that its parent holds, which is not at work",
+                    hint=f"cancel run {ticket.parent.run_id!r}, and this one is cancelled with it",
+                )
             if ticket.result.done():
                 ticket.result = asyncio.get_running_loop().create_future()
             ticket.stop = stop
-            self._admission.hold(ticket.run_id, ticket.session_id)
+            self._admission.withdraw(ticket.run_id, ticket.session_id)
+            if not ticket.is_nested:
+                self._admission.hold(ticket.run_id, ticket.session_id)
             self._put_to_work(ticket)
             await asyncio.wait([ticket.result])
             return _was_cancelled(ticket)
@@ -896,9 +1010,9 @@ def _was_cancelled(ticket: RunTicket) -> bool:
     return ticket.result.exception() is None and ticket.result.result().stop_reason == "cancelled"
 
 
-def _refuse_other(request: RunRequest, known: RunEntry) -> None:
-    if request_digest(request) != known.request_digest:
-        raise RunConflictError(
-            f"run {request.run_id!r} was submitted before with a different request",
-            context={"run_id": request.run_id},
-        )
+def _recovery_order(entry: RunEntry) -> tuple[int, bool]:
+    """Parents before their children, whose ids begin with theirs. A session is that run's which has begun in it, also
+    where an older one waits for its agent.
+    """
+    depth = 0 if entry.request.parent_run_id is None else len(entry.run_id)
+    return depth, entry.began_sequence is None

@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from callboard.access import Agents, Runs, Sessions
+from callboard.accounts import Accounts
 from callboard.agents import Agent
 from callboard.clock import Clock
 from callboard.health import RuntimeHealth
@@ -288,6 +289,11 @@ class SyncRuntime:
     def runs(self) -> SyncNamespace:
         """`Runtime.runs`, blocking."""
         return SyncNamespace(Runs, lambda: self._runtime.runs, self._call)
+
+    @property
+    def accounts(self) -> SyncNamespace:
+        """`Runtime.accounts`, blocking."""
+        return SyncNamespace(Accounts, lambda: self._runtime.accounts, self._call)
 
     def stats(self) -> RuntimeStats:
         """As `Runtime.stats`."""

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
 from callboard.boundary import StepBoundary
 from callboard.clock import Timer
+from callboard.history import MessageView
 from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.stops import StopRun
+from callboard_protocol.amounts import Amount
 from callboard_protocol.errors import DamagedRecordError
+from callboard_protocol.messages import Message
 from callboard_protocol.runs import RunBudget, RunRequest, RunResult
 from callboard_protocol.sessions import RunEntry
+from callboard_protocol.states import FINAL, RunState
 
 if TYPE_CHECKING:
     from callboard.storage_hold import StorageHold
+
+
+_STILL_WAITS = frozenset({RunState.SUSPENDED, RunState.PARKED})
+"""A run that stopped like this goes on as soon as what it waits for has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSession:
+    """What a run that works in the session of the run that delegated it sees of that session.
+
+    Attributes:
+        conversation: the messages of the scope it was delegated from, as they stood then.
+        state: the session's state then, as plain data.
+    """
+
+    conversation: MessageView
+    state: Any
+
+    def without_instructions(self) -> Sequence[Message]:
+        """The messages without the instructions of the agent that delegated."""
+        view = self.conversation
+        return view[1:] if len(view) and view[0].role == "system" else view
 
 
 class RunTicket:
@@ -29,6 +57,7 @@ class RunTicket:
         deps: what the caller brought for its tools; None where the agent's own are used.
         accepted: done once the run is on disk, or refused.
         result: done once the run has stopped.
+        ended: done once it has ended for good, or this process lets go of it; not while it only waits for something.
         task: the attempt at work; None while it waits.
         stop: why the attempt is being stopped from outside; None while it is not.
         stopped_by: who asked for that.
@@ -48,14 +77,23 @@ class RunTicket:
         last_waits: how its attempt, being stopped, waits for tool calls to end.
         mail: what was said to it from outside.
         has_mail: whether there may be letters that `mail` does not hold.
+        parent: the run that delegated it; None for all others.
+        children: runs it delegated that have not ended.
+        awaits: those of them that it waits for now.
+        shared: what it sees of the session it shares with its parent; None where it has one of its own.
+        spent_below: what each run that it delegated had spent when that was last counted, by run id.
     """
 
     __slots__ = (
+        "_told",
         "accepted",
         "agent",
+        "awaits",
         "boundary",
+        "children",
         "deadline",
         "deps",
+        "ended",
         "entry",
         "has_mail",
         "has_slot",
@@ -68,9 +106,12 @@ class RunTicket:
         "mail",
         "may_wait",
         "model",
+        "parent",
         "parked_for",
         "reason",
         "result",
+        "shared",
+        "spent_below",
         "stop",
         "stopped_by",
         "task",
@@ -93,6 +134,7 @@ class RunTicket:
         self.is_recovered = False
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.result: asyncio.Future[RunResult[Any]] = loop.create_future()
+        self.ended: asyncio.Future[RunResult[Any]] = loop.create_future()
         self.task: asyncio.Task[None] | None = None
         self.stop: StopRun | None = None
         self.stopped_by = ""
@@ -109,6 +151,12 @@ class RunTicket:
         self.last_waits: set[asyncio.Task[Any]] = set()
         self.mail = RunMail()
         self.has_mail = False
+        self.parent: RunTicket | None = None
+        self.children: dict[str, RunTicket] = {}
+        self.awaits: set[str] = set()
+        self.shared: SharedSession | None = None
+        self.spent_below: dict[str, Amount] = {}
+        self._told: Callable[[bool], object] | None = None
 
     @property
     def request(self) -> RunRequest:
@@ -135,8 +183,22 @@ class RunTicket:
         self.stop = None
         self.stopped_by = self.reason = ""
         self.has_mail = True
+        loop = asyncio.get_running_loop()
         if self.result.done():
-            self.result = asyncio.get_running_loop().create_future()
+            self.result = loop.create_future()
+        if self.ended.done():
+            self.ended = loop.create_future()
+        self._tell_whether_it_waits(False)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it works in the session of the run that delegated it, under that run's lock."""
+        return self.parent is not None and self.parent.session_id == self.session_id
+
+    @property
+    def depth(self) -> int:
+        """How many runs above it wait for it."""
+        return 0 if self.parent is None else self.parent.depth + 1
 
     def limits(self, agent: Agent[Any, Any]) -> RunBudget:
         """What the run may use up: what it was last resumed with, what was asked for, or else the agent's."""
@@ -186,8 +248,56 @@ class RunTicket:
             # The refusal may have nobody to read it: whoever submitted a recovered run is gone.
             self.accepted.exception()
 
-    def finish(self, result: RunResult[Any]) -> None:
-        """The run has stopped."""
+    def answer(self, result: RunResult[Any]) -> None:
+        """Tell whoever waits for the run; what it still has to write follows."""
         self.accept()
         if not self.result.done():
             self.result.set_result(result)
+
+    def finish(self, result: RunResult[Any]) -> None:
+        """The run has stopped."""
+        self._leave_parent()
+        self.answer(result)
+        if self.entry.state in _STILL_WAITS:
+            self._tell_whether_it_waits(True)
+        elif not self.ended.done():
+            self.ended.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """The run has stopped, and nothing can be said of it but the error."""
+        self._leave_parent()
+        self.accept(error)
+        for waiting in (self.result, self.ended):
+            if not waiting.done():
+                waiting.set_exception(error)
+                waiting.exception()  # there may be nobody to read it
+
+    def why_below(self) -> tuple[str, str]:
+        """Why the runs that it delegated are stopped with it, and who asked for that: in a tree, whoever stopped the
+        topmost, and for their own reason.
+        """
+        if self.stop is None:
+            return f"run {self.run_id}, which delegated it, waits for it no more", ""
+        if self.stop.stop_reason == "cancelled":
+            return self.reason or f"run {self.run_id}, which delegated it, was cancelled", self.stopped_by
+        return f"run {self.run_id}, which delegated it, ended as {self.stop.stop_reason}", self.stopped_by
+
+    def tell_parent(self, told: Callable[[bool], object] | None) -> None:
+        """Have whoever waits for this run told whether it only waits itself, now and whenever that changes; None for
+        nobody any more.
+        """
+        self._told = told
+        self._tell_whether_it_waits(self.task is None and self.entry.state in _STILL_WAITS)
+
+    def _tell_whether_it_waits(self, waits: bool) -> None:
+        if self._told is not None:
+            self._told(waits)
+
+    def _leave_parent(self) -> None:
+        parent = self.parent
+        if parent is None or self.entry.state in _STILL_WAITS:
+            return
+        parent.awaits.discard(self.run_id)
+        if self.entry.state in FINAL:
+            parent.children.pop(self.run_id, None)
+            parent.spent_below[self.run_id] = Amount(*self.entry.spent)

@@ -404,7 +404,7 @@ class OpenCall:
             value=value,
             error=None if error is None else describe(error),
             tool_call_id=self.tool_call_id,
-            in_transcript=self.scope.is_root and self.tool_call_id is not None,
+            in_transcript=self.scope.in_transcript and self.tool_call_id is not None,
             state=state,
             state_changed=changed,
             clock=self.scope.clock,

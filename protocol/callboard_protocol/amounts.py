@@ -5,6 +5,7 @@ All figures are whole numbers, so sums are exact; a price is counted in billiont
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -42,6 +43,16 @@ class Amount(NamedTuple):
 
 
 ZERO: Final = Amount()
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    """What they come to together."""
+    return Amount(*(sum(figures) for figures in zip(ZERO, *amounts, strict=True)))
+
+
+def less(amount: Amount, other: Amount) -> Amount:
+    """What is left of an amount without another; below zero where that is larger."""
+    return Amount(*(figure - taken for figure, taken in zip(amount, other, strict=True)))
 
 
 class Limits(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
-from callboard_protocol.amounts import Amount
+from callboard_protocol.amounts import Amount, Limits
 
 ReplyT = TypeVar("ReplyT")
 LiveT = TypeVar("LiveT")
@@ -53,6 +53,47 @@ class SubmitRun(Request[Any]):
     deps: Live[Any] = None
     is_new: bool = False
     awaited_by: str = ""
+
+
+class DelegateRun(Request[Any]):
+    """Take in a run that another one waits for; that one leaves its slot until it asks to have it back. Answered with
+    the `RunTicket` of the child: a new one, the one an earlier attempt began, or one that has ended. None while the
+    runtime is closing.
+
+    Attributes:
+        parent_id: the run that waits, which is at work.
+        request: the `RunRequest` of the child; its run id is the call's.
+        agent: the `Agent` that does the work.
+        model: the `Model` it uses.
+        deps: what its tools get, where that is not the agent's own; None otherwise.
+        shared: the `SharedSession`, where it works in its parent's session; None otherwise.
+    """
+
+    parent_id: str
+    request: Live[Any]
+    agent: Live[Any]
+    model: Live[Any] = None
+    deps: Live[Any] = None
+    shared: Live[Any] = None
+
+
+class StopDelegated(Request[None]):
+    """Stop the runs that a run has delegated, with all below them. Answered once they have stopped.
+
+    Attributes:
+        parent_id: the run that delegated them.
+        child_id: only this one; all where None.
+        leaves: leave them to be carried on with the run itself, where it is only interrupted; they are cancelled
+            otherwise.
+        reason: why; their results say it.
+        by: who asked; their results say it.
+    """
+
+    parent_id: str
+    child_id: str | None = None
+    leaves: bool = False
+    reason: str = ""
+    by: str = ""
 
 
 class FindTicket(Request[Any]):
@@ -186,13 +227,13 @@ class DropAgent(Command):
     agent_id: str
 
 
-class OpenRunAccount(Request[bool]):
-    """A run's attempt begins: open its account and arm its deadline. Answered with whether anything limits the account:
-    where nothing does, steps need no reservations.
+class OpenRunAccount(Request[Limits]):
+    """A run's attempt begins: open its account and arm its deadline. Answered with what is left of its budget and of
+    all those above it: where nothing is limited, steps need no reservations.
 
     Attributes:
         run_id: the run.
-        spent: what earlier attempts spent.
+        spent: what earlier attempts spent, and the runs they delegated.
         running: seconds they spent running.
     """
 
@@ -234,6 +275,40 @@ class SettleBudget(Command):
     run_id: str
     reserved: Live[Amount]
     true: Live[Amount]
+
+
+class OpenAccount(Request[Any]):
+    """Give a named account a budget. The answer is the `Account`.
+
+    Attributes:
+        name: which.
+        budget: its `RunBudget`.
+        opens: make it where it is missing.
+    """
+
+    name: str
+    budget: Live[Any]
+    opens: bool
+
+
+class ReadAccount(Request[Any]):
+    """How a named account stands. The answer is the `Account`.
+
+    Attributes:
+        name: which.
+    """
+
+    name: str
+
+
+class CloseAccount(Request[Any]):
+    """Forget a named account on which no run draws. The answer is the `Account` as it stood.
+
+    Attributes:
+        name: which.
+    """
+
+    name: str
 
 
 class LeaveSlot(Command):
@@ -419,12 +494,16 @@ class OpenSession(Request[Any]):
     Attributes:
         run_id: the run that opens it; its own records are read too if it began before.
         resume_from_checkpoint: the checkpoint it goes back to, unless it began before; None to stay.
+        is_nested: another run has the session open, and this one works within it. Only its own records are read.
+        began_sequence: a sequence none of a nested run's records lies before; None for one that has not begun.
         begins_afresh: whether it leaves behind what it has recorded.
         failure: `ErrorDetails` of the error over which it is tried again.
     """
 
     run_id: str
     resume_from_checkpoint: str | None = None
+    is_nested: bool = False
+    began_sequence: int | None = None
     begins_afresh: bool = False
     failure: Live[Any] = None
 

@@ -135,6 +135,13 @@ class SessionHeldByAncestorError(UsageError):
     default_hint = "run the child in a session of its own (session='isolated')"
 
 
+class DelegationDepthError(UsageError):
+    """A run delegates, whose parents have delegated as often as the runtime allows."""
+
+    code = "delegation_depth"
+    default_hint = "let fewer agents delegate to each other, or raise RuntimeLimits(max_delegation_depth=...)"
+
+
 class RunNotResumableError(UsageError):
     """The run cannot be resumed as it stands; nothing changed."""
 

@@ -126,6 +126,16 @@ class Ledger:
         """
         self._account(account_id).limit_to(limits)
 
+    def count(self, account_id: str, amount: Amount) -> None:
+        """Count what was spent of an account, and of those above it, where no reservation was made here. Figures below
+        zero take back what was counted before.
+
+        Raises:
+            UnknownAccountError: it is not open.
+        """
+        for node in self._account(account_id).chain:
+            node.spend(amount)
+
     def reserve(
         self,
         account_id: str,

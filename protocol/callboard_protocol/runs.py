@@ -205,6 +205,28 @@ class ErrorSnapshot(Frozen):
     at: float = 0.0
 
 
+class DelegatedOutcome(Frozen):
+    """How a delegated run ended, as the run that waited for it has recorded it.
+
+    Attributes:
+        session_id: its session.
+        stop_reason: why it stopped.
+        output: its output as plain data; None unless it completed.
+        usage: what it consumed itself.
+        artifacts: what it made.
+        error_details: what went wrong, where something did.
+        spent: what it and all runs below it spent: model calls, tool calls, tokens, billionths of a US dollar.
+    """
+
+    session_id: str
+    stop_reason: StopReason
+    output: Any = None
+    usage: RunUsage = Field(default_factory=nothing_used)
+    artifacts: tuple[RunArtifact, ...] = ()
+    error_details: ErrorDetails | None = None
+    spent: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
 class RunResult(Frozen, Generic[OutputT_co]):
     """How a run ended, or why it waits.
 

@@ -239,7 +239,8 @@ class RunEntry(Frozen):
         request_digest: by which a second submission is recognised.
         state: where the run stands.
         order: admission order: unix nanoseconds, made unique within a process.
-        began_sequence: its first record; None until it has begun.
+        began_sequence: its first record; None until it has begun. For a run within the session of the one that
+            delegated it, a record that its own do not lie before.
         attempts: how often it was started.
         strikes: crashes in a row it may have caused.
         stop_reason: why it ended.
@@ -250,6 +251,9 @@ class RunEntry(Frozen):
         crashed: whether its process died in the middle of it, and no attempt has begun since.
         retries: how often it was tried again in a row, after errors that can pass.
         budget: what a later `resume` put in the place of its limits.
+        spent: once it has ended, what it and all runs below it spent: model calls, tool calls, tokens, billionths of a
+            US dollar.
+        charged: what of that its last end charged to the account it draws on; the rest was charged by earlier ends.
     """
 
     request: RunRequest
@@ -267,6 +271,8 @@ class RunEntry(Frozen):
     crashed: bool = False
     retries: int = 0
     budget: RunBudget | None = None
+    spent: tuple[int, int, int, int] = (0, 0, 0, 0)
+    charged: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def run_id(self) -> str:

@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UsageError
 from callboard_protocol.letters import Letter, PostedSignal
+from callboard_protocol.named_accounts import AccountCharge
 from callboard_protocol.records import IntentRecorded, LogRecord, ReservationRecorded, RunBegan, RunResumed
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED, RunState
@@ -17,7 +18,18 @@ from callboard_storage.chunks import LARGEST_IN_ROW
 from callboard_storage.codec import OVERHEAD, pack, parted, seal
 
 Table: TypeAlias = Literal[
-    "heads", "checkpoints", "memory", "runs", "session_runs", "unfinished", "blobs", "locks", "letters", "arrivals"
+    "heads",
+    "checkpoints",
+    "memory",
+    "runs",
+    "session_runs",
+    "unfinished",
+    "blobs",
+    "locks",
+    "letters",
+    "arrivals",
+    "accounts",
+    "charges",
 ]
 """The tables beside the log."""
 
@@ -32,6 +44,8 @@ TABLES: Final[tuple[Table, ...]] = (
     "locks",
     "letters",
     "arrivals",
+    "accounts",
+    "charges",
 )
 
 Change: TypeAlias = tuple[Table, bytes, bytes | None]
@@ -182,6 +196,11 @@ class FrameBatch:
         if entry.state not in UNFINISHED:
             self.done_with.append(keys.letters_prefix(self.prefix, entry.run_id))
         self.change("session_runs", keys.name_key(self.prefix, entry.run_id, "run id"), b"")
+
+    def charge(self, charge: AccountCharge) -> None:
+        """Charge what an end of a run cost to its account."""
+        key = keys.charge_key(charge)
+        self.change("charges", key, self._frame("charges", key, charge))
 
     def put_checkpoint(self, checkpoint: SessionCheckpoint) -> None:
         """Write a checkpoint under its id."""

@@ -14,6 +14,7 @@ from typing import Any
 from callboard_protocol.base import check_identifier
 from callboard_protocol.errors import DamagedRecordError, InvalidIdentifierError
 from callboard_protocol.letters import Letter, PostedDecision, PostedSignal
+from callboard_protocol.named_accounts import AccountCharge
 
 MAX_KEY_BYTES = 511
 """LMDB's limit, fixed when it is built; every py-lmdb wheel has this one."""
@@ -109,6 +110,21 @@ def letter_key(prefix: bytes, letter: Letter) -> bytes:
     return letters_prefix(prefix, letter.run_id) + place
 
 
+def account_key(name: str) -> bytes:
+    """An account's key in the table of accounts."""
+    return check_identifier(name, "account name").encode()
+
+
+def charges_prefix(name: str) -> bytes:
+    """What the keys of the charges to an account begin with."""
+    return account_key(name) + b"\0"
+
+
+def charge_key(charge: AccountCharge) -> bytes:
+    """A charge's key: each attempt of a run ends once."""
+    return name_key(charges_prefix(charge.account), f"{charge.run_id}\1{charge.attempt}", "run id")
+
+
 def readable(table: str, key: bytes) -> str:
     """A key as people write it: ``session#sequence``, ``session/name``, or the id."""
     if table == "letters":
@@ -122,10 +138,11 @@ def readable(table: str, key: bytes) -> str:
 def place(table: str, key: bytes) -> dict[str, Any]:
     """Where a row is, as the context of an error says it."""
     is_run = table in {"runs", "unfinished"}
+    is_account = table in {"accounts", "charges"}
     return {
         "table": table,
         "key": readable(table, key),
-        "session_id": None if is_run else key.partition(b"\0")[0].decode(errors="replace"),
+        "session_id": None if is_run or is_account else key.partition(b"\0")[0].decode(errors="replace"),
         "run_id": key.decode(errors="replace") if is_run else None,
         "sequence": sequence_of(key) if table == "log" and len(key) > SEQUENCE_BYTES else None,
     }

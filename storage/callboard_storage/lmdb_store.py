@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +13,8 @@ from typing import TypeVar
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError, ForkedError, StoreClosedError
 from callboard_protocol.letters import Letter
+from callboard_protocol.named_accounts import AccountEntry
+from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
@@ -241,6 +244,36 @@ class LmdbStore:
         return self._read_here(
             lambda snapshot: reading.is_held_elsewhere(snapshot, session_id, own_id, is_alive, set_aside)
         )
+
+    async def keep_account(self, name: str, budget: RunBudget | None, *, opens: bool = False) -> AccountEntry | None:
+        """Give an account a budget, and have its entry take all charges in."""
+
+        def keep(transaction: WriteTransaction) -> AccountEntry | None:
+            entry, row, taken = reading.account_changes(transaction.snapshot(), name, budget, time.time(), opens=opens)
+            if entry is not None:
+                transaction.write("accounts", [(keys.account_key(name), row)])
+                for key in taken:
+                    transaction.delete("charges", key)
+            return entry
+
+        return await self._operate("", keep)
+
+    async def read_account(self, name: str) -> AccountEntry | None:
+        """An account, with all charges to it taken in."""
+        return await self._read_on_thread(lambda snapshot: reading.account(snapshot, name))
+
+    async def list_accounts(self) -> Sequence[str]:
+        """The names of all accounts."""
+        return await self._read_on_thread(reading.account_names)
+
+    async def delete_account(self, name: str) -> bool:
+        """Remove an account and the charges to it."""
+
+        def delete(transaction: WriteTransaction) -> bool:
+            transaction.delete_prefix("charges", keys.charges_prefix(name))
+            return transaction.delete("accounts", keys.account_key(name))
+
+        return await self._operate("", delete)
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""

@@ -18,6 +18,8 @@ from typing import TypeVar
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError, StoreClosedError
 from callboard_protocol.letters import Letter
+from callboard_protocol.named_accounts import AccountEntry
+from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import keys, posting, reading
 from callboard_storage.acknowledgements import Answer, deliver
@@ -68,7 +70,14 @@ class _Tables:
 
     def __init__(self) -> None:
         self.sessions: dict[bytes, _Session] = {}
-        self.shared: dict[Table, dict[bytes, bytes]] = {"heads": {}, "runs": {}, "unfinished": {}, "locks": {}}
+        self.shared: dict[Table, dict[bytes, bytes]] = {
+            "heads": {},
+            "runs": {},
+            "unfinished": {},
+            "locks": {},
+            "accounts": {},
+            "charges": {},
+        }
         self.bytes_used = 0
         self._sorted: dict[Table, list[bytes]] = {}
 
@@ -79,11 +88,18 @@ class _Tables:
         return found
 
     def change(self, session: _Session, table: Table, key: bytes, value: bytes | None) -> None:
-        rows = self.shared.get(table)
-        if rows is None:
-            rows = session.tables.setdefault(table, {})
-        elif (key in rows) == (value is None):
+        if table in self.shared:
+            self.share(table, key, value)
+        else:
+            self._put(session.tables.setdefault(table, {}), key, value)
+
+    def share(self, table: Table, key: bytes, value: bytes | None) -> None:
+        rows = self.shared[table]
+        if (key in rows) == (value is None):
             self._sorted.pop(table, None)
+        self._put(rows, key, value)
+
+    def _put(self, rows: dict[bytes, bytes], key: bytes, value: bytes | None) -> None:
         before = rows.pop(key, b"")
         self.bytes_used -= len(before)
         if value is not None:
@@ -289,6 +305,38 @@ class MemoryStore:
         return reading.is_held_elsewhere(
             self._snapshot(), session_id, self._owner, self._is_alive, self._quarantine.add
         )
+
+    async def keep_account(self, name: str, budget: RunBudget | None, *, opens: bool = False) -> AccountEntry | None:
+        """Give an account a budget, and have its entry take all charges in."""
+        with self._lock:
+            tables = self._snapshot()
+            entry, row, taken = reading.account_changes(tables, name, budget, time.time(), opens=opens)
+            if entry is not None:
+                tables.share("accounts", keys.account_key(name), row)
+                for key in taken:
+                    tables.share("charges", key, None)
+                self._measure()
+            return entry
+
+    async def read_account(self, name: str) -> AccountEntry | None:
+        """An account, with all charges to it taken in."""
+        return self._read(lambda tables: reading.account(tables, name))
+
+    async def list_accounts(self) -> Sequence[str]:
+        """The names of all accounts."""
+        return self._read(reading.account_names)
+
+    async def delete_account(self, name: str) -> bool:
+        """Remove an account and the charges to it."""
+        with self._lock:
+            tables = self._snapshot()
+            key, prefix = keys.account_key(name), keys.charges_prefix(name)
+            was_there = tables.get("accounts", key) is not None
+            for charge in [one for one in tables.shared["charges"] if one.startswith(prefix)]:
+                tables.share("charges", charge, None)
+            tables.share("accounts", key, None)
+            self._measure()
+            return was_there
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:
         """Runs in the order of their ids."""

@@ -35,6 +35,8 @@ _SUBJECTS: Final[Mapping[str, str]] = MappingProxyType(
         "memory": "the memory entry {name!r} of session {session_id!r}",
         "runs": "the entry of run {run_id!r}",
         "letters": "a letter to a run of session {session_id!r}",
+        "accounts": "the account {key!r}",
+        "charges": "a charge to an account ({key!r})",
     }
 )
 
@@ -47,6 +49,8 @@ _HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "memory": "restore a backup, or delete the session",
         "runs": "restore a backup; until then the run is left alone and is not lost",
         "letters": "cancel the run it was for, or restore a backup",
+        "accounts": "open it anew: runtime.accounts.open(name, budget); or restore a backup",
+        "charges": "restore a backup, or close the account and open it anew",
     }
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from callboard_protocol import letters, messages, model_calls, records, runs, sessions, tools
+from callboard_protocol import letters, messages, model_calls, named_accounts, records, runs, sessions, tools
 from callboard_protocol.base import Frozen
 from callboard_protocol.errors import UnknownSchemaError
 from callboard_storage.migrations import UPCASTERS, Upcaster
@@ -124,6 +124,8 @@ SCHEMAS = Schemas(
         _schema(36, 1, letters.PostedDecision),
         _schema(37, 1, letters.PostedSignal),
         _schema(38, 1, letters.PostedCancellation),
+        _schema(39, 1, named_accounts.AccountEntry),
+        _schema(40, 1, named_accounts.AccountCharge),
     )
 )
 """What this release reads and writes."""

@@ -13,7 +13,9 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from callboard_protocol.errors import CallboardError
 from callboard_protocol.letters import Letter
+from callboard_protocol.named_accounts import AccountCharge, AccountEntry
 from callboard_protocol.records import LogRecord
+from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 
 Acknowledge: TypeAlias = Callable[[CallboardError | None], None]
@@ -221,6 +223,10 @@ class Batch(Protocol):
         """Write a run's entry, and keep the index of unfinished runs in step with its state."""
         ...
 
+    def charge(self, charge: AccountCharge) -> None:
+        """Charge what an end of a run cost to its account, together with the run's last record."""
+        ...
+
     def put_checkpoint(self, checkpoint: SessionCheckpoint) -> None:
         """Write a checkpoint under its id."""
         ...
@@ -392,6 +398,39 @@ class Store(Protocol):
         It is while another that is alive has its lock, and while the run that is active in it has not ended and is not
         this store's: then that run goes on first, wherever it is carried.
         """
+        ...
+
+    async def keep_account(self, name: str, budget: RunBudget | None, *, opens: bool = False) -> AccountEntry | None:
+        """Give an account a budget, and have its entry take all charges in; it keeps its turn among the commits.
+
+        Args:
+            name: which.
+            budget: what it gets; None for the one it has.
+            opens: make it where it is missing.
+
+        Returns:
+            The account as it stands then; None where there is none.
+
+        Raises:
+            DamagedRecordError: it, or a charge to it, cannot be read.
+            StoreError: nothing was written.
+        """
+        ...
+
+    async def read_account(self, name: str) -> AccountEntry | None:
+        """An account, with all charges to it taken in; None where there is none.
+
+        Raises:
+            DamagedRecordError: it, or a charge to it, cannot be read.
+        """
+        ...
+
+    async def list_accounts(self) -> Sequence[str]:
+        """The names of all accounts, in order."""
+        ...
+
+    async def delete_account(self, name: str) -> bool:
+        """Remove an account and the charges to it. Whether there was one."""
         ...
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:

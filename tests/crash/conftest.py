@@ -175,9 +175,16 @@ def no_acknowledged_step_is_lost(theatre: Theatre, remains: Remains) -> None:
         elif word == "acknowledged":
             run_id, sequence, name = rest
             assert (int(sequence), name) in remains.events[run_id], f"record {sequence} of {run_id} ({name}) is lost"
+    records_are_whole(remains)
+
+
+def records_are_whole(remains: Remains) -> None:
     for run_id, events in remains.events.items():
         sequences = sorted({sequence for sequence, _ in events if sequence is not None})
         assert sequences == [*range(len(sequences))], f"the records of {run_id} have gaps"
+    for run_id, steps in remains.steps.items():
+        twice = [step for step, times in Counter(steps).items() if times > 1]
+        assert not twice, f"steps {twice} of {run_id} are recorded twice"
 
 
 def no_completed_step_runs_again(theatre: Theatre, remains: Remains) -> None:
@@ -194,9 +201,7 @@ def no_completed_step_runs_again(theatre: Theatre, remains: Remains) -> None:
         for place, reached in (((run_id, ""), root), ((run_id, scope), ordinal)):
             assert reached >= furthest.get(place, 0), f"{rest[0]} ran again after step {furthest[place]} had begun"
             furthest[place] = reached
-    for run_id, steps in remains.steps.items():
-        twice = [step for step, times in Counter(steps).items() if times > 1]
-        assert not twice, f"steps {twice} of {run_id} are recorded twice"
+    records_are_whole(remains)
 
 
 def every_effect_with_reconcile_happened_once(theatre: Theatre) -> None:
@@ -242,6 +247,10 @@ class Laws:
         every_effect_with_reconcile_happened_once(theatre)
         transcripts_are_well_formed(remains)
         return remains
+
+    def are_whole(self, remains: Remains) -> None:
+        records_are_whole(remains)
+        transcripts_are_well_formed(remains)
 
     def order_holds(self, remains: Remains) -> None:
         runs_of_a_session_went_in_order(remains)

@@ -273,6 +273,29 @@ class Worker:
     async def planner_alone(self) -> None:
         await self.one_run(self.planner())
 
+    async def tree(self) -> None:
+        """A run that delegates to four clerks side by side, in sessions of their own, in its own, two runs down."""
+
+        async def hire(branch: RunContext[None], session: Any) -> str:
+            if session == "below":
+                return (await branch.delegate("foreman", "go")).output
+            return (await branch.delegate("clerk", "go", session=session)).output
+
+        async def lead(ctx: RunContext[None]) -> str:
+            hired = await ctx.map(hire, {"a": "isolated", "b": "isolated", "c": "shared", "d": "below"})
+            return "; ".join(hired.values())
+
+        async def lead_on(ctx: RunContext[None]) -> str:
+            return (await ctx.delegate("clerk", "go")).output
+
+        boss = Agent("boss", pattern=lead, budget=RunBudget(max_steps=28, max_resume_attempts=10_000))
+        foreman = Agent("foreman", pattern=lead_on, budget=_PATIENT)
+        async with Runtime([boss, foreman, self.clerk()], store=self._opened()) as runtime:
+            handle = await runtime.submit(boss, "go", run_id="run", session_id="s")
+            result = await handle.result()
+            self.world.note("result", "run", json.dumps([result.stop_reason, result.final_output]))
+            self.world.note("spent", *(await runtime.runs.get("run")).spent)
+
     async def undeclared(self) -> None:
         """A tool that acts, and cannot say whether it did."""
         world = self.world

@@ -54,6 +54,10 @@ class Place:
         """What has happened, in order, in whichever process."""
         return self._notes.read_text().splitlines()
 
+    def forget(self, text: object) -> None:
+        """What has happened once may happen once more."""
+        self._notes.write_text("".join(f"{note}\n" for note in self.noted if note != str(text)))
+
     def happens_first(self, text: object) -> bool:
         """Note something; whether it had not happened before. What is to go wrong only once asks this."""
         is_first = str(text) not in self.noted

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from callboard import (
     Agent,
     InvalidIdentifierError,
-    NotImplementedYetError,
     RunConflictError,
     RunContext,
     RuntimeBusyError,
@@ -19,6 +18,7 @@ from callboard import (
     ScriptedModel,
     SyncRuntime,
     ToolCall,
+    UnknownAccountError,
     UnknownAgentError,
     UnknownRunError,
     UnknownSessionError,
@@ -135,9 +135,8 @@ async def test_what_cannot_run_raises_at_once_and_leaves_nothing_on_disk(place: 
                 await runtime.run(agent, "go", **bad)
         with pytest.raises(UsageError, match="did you mean 'session_id'"):
             await runtime.run(agent, "go", sesion_id="s")
-        for unbuilt in ({"account": "team"},):
-            with pytest.raises(NotImplementedYetError):
-                await runtime.run(agent, "go", **unbuilt)
+        with pytest.raises(UnknownAccountError, match="'team'"):
+            await runtime.run(agent, "go", account="team")
         assert await runtime.runs.list() == []
         assert await runtime.sessions.list() == []
 

@@ -67,6 +67,9 @@ async def pattern(ctx: RunContext[Bank]) -> Verdict:
         return str(item)
 
     assert_type(await ctx.map(one, {"a": 1}), dict[str, str])
+    assert_type(await ctx.delegate(texts, "look it up"), RunResult[str])
+    assert_type(await ctx.delegate(judge, "judge", session="shared", deps=Bank()), RunResult[Verdict])
+    assert_type((await ctx.delegate(judge, "judge")).output, Verdict)
     return typed.output
 
 

@@ -23,6 +23,7 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.letters import PostedCancellation, PostedDecision, PostedSignal
 from callboard_protocol.messages import DataPart, LinkPart, Message, TextPart, ToolCall, Usage
 from callboard_protocol.model_calls import ModelResponse
+from callboard_protocol.named_accounts import AccountCharge, AccountEntry
 from callboard_protocol.records import Record
 from callboard_protocol.runs import ErrorDetails, ErrorSnapshot, RunArtifact, RunBudget, RunRequest, RunUsage
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
@@ -259,6 +260,8 @@ EXAMPLES: tuple[Frozen, ...] = (
         problem=ERROR,
         submitted_at=5.5,
         ended_at=6.5,
+        spent=(3, 2, 1200, 4_500_000),
+        charged=(1, 0, 200, 500_000),
         crashed=True,
         retries=2,
         budget=REQUEST.budget,
@@ -278,6 +281,8 @@ EXAMPLES: tuple[Frozen, ...] = (
     ),
     PostedSignal(run_id="run", at=8.5, number=7, channel="mail", value=PLAIN),
     PostedCancellation(run_id="run", at=8.5, by="ann", reason="enough"),
+    AccountEntry(name="team", budget=RunBudget(max_steps=9), spent=(3, 2, 1200, 4_500_000), opened_at=9.5),
+    AccountCharge(account="team", run_id="run", attempt=2, amount=(1, 0, 200, 500_000)),
 )
 """One model of every schema, with every field away from its default."""
 

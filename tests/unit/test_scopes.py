@@ -30,7 +30,7 @@ def test_a_scope_below_has_a_count_of_its_own(root: Scope):
     deeper = side.below("deeper")
     assert [step(side), step(side), step(item), step(deeper)] == ["side/0", "side/1", "0.a/0", "side/deeper/0"]
     assert step(root) == "1"
-    assert (root.is_root, side.is_root) == (True, False)
+    assert (root.in_transcript, side.in_transcript) == (True, False)
 
 
 def test_a_second_step_in_flight_is_refused_and_names_the_first(root: Scope):

@@ -8,6 +8,7 @@ from zlib import crc32
 
 from callboard_protocol.errors import CallboardError, DamagedRecordError
 from callboard_protocol.letters import Letter, Posted
+from callboard_protocol.named_accounts import AccountCharge, AccountEntry
 from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED
@@ -30,9 +31,14 @@ TABLES = (
     "locks",
     "letters",
     "arrivals",
+    "accounts",
+    "charges",
 )
 
 _ROWS_BETWEEN_REPORTS = 8192
+
+_NESTED_BEGINS_WITHIN = 4096
+"""A run within another's session begins at some record behind the one its entry names, between those of the other."""
 
 
 class Walk:
@@ -96,6 +102,8 @@ class Walk:
                 "blobs": self._check_chunk,
                 "letters": self._check_letter,
                 "arrivals": self._check_arrival,
+                "accounts": self._check_account,
+                "charges": self._check_charge,
             }
             for key, value in self._each(table):
                 checks[table](key, value)
@@ -222,12 +230,15 @@ class Walk:
 
     def _check_beginning(self, entry: RunEntry, key: bytes, session: bytes) -> None:
         at = cast(int, entry.began_sequence)
-        rows = self._snapshot.log_rows(session + b"\0", at, at + 1)
+        is_nested = entry.request.parent_run_id is not None
         try:
-            first = chunks.read(self._snapshot, "log", *rows[0], Record) if rows else None
+            for row in self._snapshot.log_rows(session + b"\0", at, at + (_NESTED_BEGINS_WITHIN if is_nested else 1)):
+                first = chunks.read(self._snapshot, "log", *row, Record)
+                if isinstance(first, RunBegan | SessionRewound) and first.run_id == entry.run_id:
+                    return
         except DamagedRecordError:
             return  # told with the log
-        if not isinstance(first, RunBegan | SessionRewound) or first.run_id != entry.run_id:
+        else:
             self._wrong("runs", key, f"began at sequence {at}, where its first record is not", session)
 
     def _check_unfinished(self, key: bytes, value: bytes) -> None:
@@ -254,6 +265,16 @@ class Walk:
     def _check_arrival(self, key: bytes, _: bytes) -> None:
         if len(key) != keys.SEQUENCE_BYTES:
             self._wrong("arrivals", key, "is not under a number")
+
+    def _check_account(self, key: bytes, frame: bytes) -> None:
+        account = self._decoded("accounts", key, frame, AccountEntry, None)
+        if account is not None and keys.account_key(account.name) != key:
+            self._wrong("accounts", key, f"is the account {account.name!r}")
+
+    def _check_charge(self, key: bytes, frame: bytes) -> None:
+        charge = self._decoded("charges", key, frame, AccountCharge, None)
+        if charge is not None and keys.charge_key(charge) != key:
+            self._wrong("charges", key, "is kept under another charge's key")
 
     def _check_session_run(self, key: bytes, value: bytes) -> None:
         session, run = _split(key)

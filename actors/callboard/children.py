@@ -1,0 +1,243 @@
+"""Runs that other runs wait for: begun within the run that waits, taken over with it, stopped with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from callboard.admission import Admission
+from callboard.entries import ended_early, moved, refuse_other, request_digest, result_of, write_entry
+from callboard.results import read_result
+from callboard.ticket import RunTicket
+from callboard_protocol.commands import CancelRun, DelegateRun, StopDelegated
+from callboard_protocol.errors import DelegationDepthError, RunCancelledError
+from callboard_protocol.runs import RunRequest
+from callboard_protocol.sessions import RunEntry
+from callboard_protocol.states import FINAL, RunInput, RunState
+from callboard_protocol.trusted import trusted
+from callboard_storage.store import Store
+
+
+class Children:
+    """The delegated runs among the supervisor's.
+
+    A child keeps no place in the queue. It begins within the run that waits for it, before anything that has not begun,
+    and no limit of the queue refuses it: so what has begun comes to its end, however few slots there are. It is started
+    by its parent alone, at whichever attempt; until that has asked for it, it lies in the table and does nothing.
+
+    Args:
+        store: where runs last.
+        tickets: the runs in hand, by id.
+        admission: who has slots and sessions.
+        max_depth: how many runs may wait for each other.
+        admit: called when a run may have become ready to begin.
+        leave_slot: takes the slot of a run that waits for a child.
+        look_at_mail: lets a suspended run go on, if what it waits for has been decided.
+        await_expiry: has a suspended run's calls denied when nobody has decided in time.
+        cancel: stops a run for good; answered once it has stopped.
+        publish: tells of an event of a run.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tickets: dict[str, RunTicket],
+        admission: Admission,
+        max_depth: int,
+        *,
+        admit: Callable[[], object],
+        leave_slot: Callable[[RunTicket], object],
+        look_at_mail: Callable[[RunTicket], Awaitable[object]],
+        await_expiry: Callable[[RunTicket], object],
+        cancel: Callable[[CancelRun], Awaitable[bool]],
+        publish: Callable[[RunTicket, str, dict[str, Any]], object],
+    ) -> None:
+        self._store = store
+        self._tickets = tickets
+        self._admission = admission
+        self._max_depth = max_depth
+        self._admit = admit
+        self._leave_slot = leave_slot
+        self._look_at_mail = look_at_mail
+        self._await_expiry = await_expiry
+        self._cancel = cancel
+        self._publish = publish
+        self._ending: set[asyncio.Task[bool]] = set()
+
+    # ---- beginning
+
+    async def delegate(self, message: DelegateRun) -> RunTicket | None:
+        """The child's ticket: begun, carried on, or ended in an earlier attempt of its parent. None where its
+        parent is no longer this supervisor's.
+
+        Raises:
+            RunConflictError: its id is known with another request.
+            DelegationDepthError: too many runs wait for each other.
+        """
+        request: RunRequest = message.request
+        parent = self._tickets.get(message.parent_id)
+        if parent is None or parent.task is None:
+            return None
+        if parent.depth >= self._max_depth:
+            raise DelegationDepthError(
+                f"run {parent.run_id} delegates to agent {request.agent_id!r}, and {parent.depth} runs wait for it "
+                f"already (max_delegation_depth={self._max_depth})"
+            )
+        ticket = self._tickets.get(request.run_id)
+        if ticket is None:
+            stored = await self._store.read_run(request.run_id) if request.durable else None
+            if stored is not None:
+                refuse_other(request, stored)
+            ticket = RunTicket(self._new_entry(request, parent) if stored is None else stored, message.agent)
+            if ticket.entry.state in FINAL:
+                ticket.finish(await read_result(self._store, ticket.entry, message.agent))
+                return ticket
+            self._tickets[request.run_id] = ticket
+            if stored is None:
+                self._announce(parent, ticket, is_shared=message.shared is not None)
+        else:
+            refuse_other(request, ticket.entry)
+        ticket.agent, ticket.model, ticket.deps = message.agent, message.model, message.deps
+        ticket.shared = message.shared
+        self._attach(ticket, parent)
+        parent.awaits.add(ticket.run_id)
+        self._leave_slot(parent)
+        if ticket.entry.state == RunState.SUSPENDED:
+            await self._look_at_mail(ticket)  # it may have been decided while nobody waited for it
+        elif ticket.task is None:
+            self._begin(ticket)
+        return ticket
+
+    def _new_entry(self, request: RunRequest, parent: RunTicket) -> RunEntry:
+        return trusted(
+            RunEntry,
+            request=request,
+            request_digest=request_digest(request),
+            state=RunState.QUEUED,
+            order=parent.entry.order,
+            submitted_at=time.time(),
+        )
+
+    def _announce(self, parent: RunTicket, child: RunTicket, *, is_shared: bool) -> None:
+        request = child.request
+        told = {
+            "call_id": child.run_id,
+            "child_agent_id": request.agent_id,
+            "child_session_id": child.session_id,
+            "session": "shared" if is_shared else "isolated",
+            "input_text": request.input_text,
+        }
+        self._publish(parent, "agent.delegated", told)
+        asked = {name: getattr(request, name) for name in _ASKED}
+        self._publish(child, "run.requested", asked)
+
+    def _begin(self, ticket: RunTicket) -> None:
+        entry = ticket.entry
+        if entry.state == RunState.RUNNING:
+            entry = moved(entry, RunInput.INTERRUPT, crashed=True)
+        if entry.state == RunState.INTERRUPTED:
+            entry = moved(entry, RunInput.REQUEUE, pending=())
+        elif entry.state == RunState.PARKED:
+            entry = moved(entry, RunInput.UNPARK, pending=())
+        ticket.begin_again(entry)
+        # The run that waits for it has been taken in; its own first record need not be waited for.
+        ticket.accept()
+        self.put_first(ticket)
+
+    def put_back(self, ticket: RunTicket) -> None:
+        """Have a child go on that was put off; where nobody waits for it, its parent's next attempt comes to it."""
+        if ticket.parent is not None and ticket.run_id in ticket.parent.awaits:
+            self.put_first(ticket)
+
+    def put_first(self, ticket: RunTicket) -> None:
+        """Have a child go to work before anything that has not begun."""
+        run_id, session_id = ticket.run_id, ticket.session_id
+        if not ticket.is_nested:
+            if self._admission.holder_of(session_id) not in (None, run_id) or self._admission.queued_in(session_id):
+                self._admission.enqueue(ticket.entry.order, run_id, session_id)
+                self._admit()
+                return
+            self._admission.hold(run_id, session_id)
+        self._admission.ask_back(run_id)
+        self._admit()
+
+    def _attach(self, ticket: RunTicket, parent: RunTicket) -> None:
+        ticket.parent = parent
+        parent.children[ticket.run_id] = ticket
+
+    # ---- recovery
+
+    async def take_over(self, ticket: RunTicket) -> None:
+        """A delegated run that an earlier process left. Its parent starts it, if this process has that; one whose
+        parent has ended is cancelled. Parents come before their children.
+        """
+        parent_id = ticket.request.parent_run_id or ""
+        parent = self._tickets.get(parent_id)
+        if parent is not None:
+            if not parent.is_elsewhere:
+                self._keep(ticket, parent)
+            return
+        above = await self._store.read_run(parent_id)
+        if above is not None and above.state not in FINAL:
+            return  # another process carries it on
+        reason = f"run {parent_id}, which delegated it, has ended"
+        if above is not None and above.session_id == ticket.session_id:
+            # Who holds that session now, if anyone, knows nothing of it.
+            error = RunCancelledError(f"run {ticket.run_id} was cancelled: {reason}")
+            await write_entry(self._store, ended_early(ticket.entry, "cancelled", error, time.time()))
+            return
+        self._tickets[ticket.run_id] = ticket
+        ticket.accept()
+        ending = asyncio.get_running_loop().create_task(self._end(ticket.run_id, reason))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, run_id: str, reason: str) -> bool:
+        return await self._cancel(CancelRun(run_id=run_id, reason=reason))
+
+    def _keep(self, ticket: RunTicket, parent: RunTicket) -> None:
+        self._tickets[ticket.run_id] = ticket
+        self._attach(ticket, parent)
+        ticket.accept()
+        ticket.has_mail = ticket.is_recovered = True
+        if ticket.entry.state == RunState.SUSPENDED:
+            if not ticket.is_nested:
+                self._admission.hold(ticket.run_id, ticket.session_id)
+            ticket.finish(result_of(ticket.entry))
+            self._await_expiry(ticket)
+
+    # ---- stopping
+
+    async def stop(self, message: StopDelegated) -> None:
+        """Stop children, and wait until they have stopped."""
+        parent = self._tickets.get(message.parent_id)
+        if parent is None:
+            return
+        wanted = [message.child_id] if message.child_id is not None else [*parent.children]
+        children = [child for run_id in wanted if (child := parent.children.get(run_id)) is not None]
+        for child in children:
+            parent.awaits.discard(child.run_id)
+        if message.leaves:
+            await self._leave(children)
+            return
+        await asyncio.gather(
+            *(self._cancel(CancelRun(run_id=child.run_id, reason=message.reason, by=message.by)) for child in children)
+        )
+
+    async def _leave(self, children: list[RunTicket]) -> None:
+        """Bring children to their last completed step. They stay in the table, for their parent's next attempt."""
+        at_work = [child.task for child in children if child.task is not None]
+        for child in children:
+            if child.task is not None:
+                child.interrupt()
+            elif child.entry.state == RunState.QUEUED:
+                self._admission.withdraw(child.run_id, child.session_id)
+                self._admission.release(child.run_id, child.session_id)
+        if at_work:
+            await asyncio.wait(at_work)
+
+
+_ASKED = ("input_text", "parent_run_id", "account", "durable", "metadata")
+"""Fields of a request that its first event tells."""

@@ -1,0 +1,229 @@
+"""A: accounts that many runs draw on together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from callboard import (
+    Agent,
+    ModelRequest,
+    RunBudget,
+    RunContext,
+    RuntimeBusyError,
+    ScriptedModel,
+    UnknownAccountError,
+    Usage,
+    UsageError,
+)
+
+pytestmark = pytest.mark.anyio
+
+TEAM = RunBudget(max_steps=9)
+
+
+def asking(place: Any, times: int = 100, usage: Usage | None = None, **options: Any) -> Agent[None, str]:
+    async def think(request: ModelRequest) -> str:
+        place.note(f"asked {request.run_id}")
+        await asyncio.sleep(0)
+        return "fine"
+
+    async def pattern(ctx: RunContext[None]) -> str:
+        for _ in range(times):
+            await ctx.generate()
+        return "done"
+
+    return Agent("worker", pattern=pattern, model=ScriptedModel(think, usage=usage), **options)
+
+
+@pytest.mark.semantics("A1")
+async def test_runs_of_one_account_never_spend_more_than_it_has(place: Any) -> None:
+    agent = asking(place)
+    async with place.runtime(agent) as runtime:
+        await runtime.accounts.open("team", TEAM)
+        handles = [await runtime.submit(agent, "go", account="team", run_id=f"r{n}") for n in range(5)]
+        results = [await handle.result() for handle in handles]
+        assert {result.stop_reason for result in results} == {"max_steps"}
+        assert len(place.noted) == 9
+        assert "account 'team'" in results[0].error_details.message
+        assert results[0].error_details.context == {"limit": "max_steps"}
+        account = await runtime.accounts.get("team")
+        assert (account.spent.steps, account.reserved.steps, account.left.steps) == (9, 0, 0)
+        assert (account.left.cost_usd, account.budget) == (None, TEAM)
+        # Beside its account a run has its own budget.
+        await runtime.accounts.set_budget("team", RunBudget(max_steps=20))
+        own = await runtime.run(agent, "go", account="team", budget=RunBudget(max_steps=3))
+        assert "account" not in own.error_details.message
+        assert (await runtime.accounts.get("team")).spent.steps == 12
+
+
+@pytest.mark.semantics("A2")
+async def test_a_tree_draws_on_the_account_of_its_root(place: Any) -> None:
+    async def split(branch: RunContext[Any], n: int) -> str:
+        return (await branch.delegate("worker", str(n))).stop_reason
+
+    async def lead(ctx: RunContext[Any]) -> str:
+        return " ".join((await ctx.map(split, {str(n): n for n in range(4)})).values())
+
+    async with place.runtime(asking(place), Agent("boss", pattern=lead)) as runtime:
+        await runtime.accounts.open("team", TEAM)
+        assert (await runtime.run("boss", "go", account="team")).output == " ".join(["max_steps"] * 4)
+        assert len(place.noted) == 9
+        assert (await runtime.accounts.get("team")).spent.steps == 9
+
+
+@pytest.mark.semantics("A3")
+def test_what_was_spent_of_an_account_outlives_processes(place: Any, killed_by_commit: Any) -> None:
+    agent = asking(place, times=4, usage=Usage(input_tokens=10, cost_usd=0.25))
+
+    async def spend(runtime: Any, run_id: str) -> None:
+        await runtime.accounts.open("team", RunBudget(max_steps=1000, max_cost_usd=1000))
+        await runtime.run(agent, "go", run_id=run_id, account="team")
+
+    async def count(runtime: Any) -> tuple[int, ...]:
+        for entry in await runtime.runs.list():
+            await runtime.wait(entry.run_id)
+        team = (await runtime.accounts.get("team")).spent
+        ended = [entry.spent for entry in await runtime.runs.list()]
+        assert (team.steps, team.tokens) == (sum(spent[0] for spent in ended), sum(spent[2] for spent in ended))
+        assert team.cost_usd == team.steps * 0.25
+        return len(ended), team.steps
+
+    place.live([agent], lambda runtime: spend(runtime, "first"))
+    for number in range(7):
+        for when in ("before", "after"):
+            place.live_until_killed(
+                [agent],
+                lambda runtime, run_id=f"{number}{when}": spend(runtime, run_id),
+                store=killed_by_commit(number, when),
+                surely=False,
+            )
+            runs, steps = place.live([agent], count)
+            assert steps == 4 * runs
+    assert place.live([agent], count)[1] > 4 * 7
+
+
+@pytest.mark.semantics("A4")
+def test_unfinished_runs_count_before_anything_is_reserved_after_a_crash(place: Any, die: Any) -> None:
+    def think(request: ModelRequest) -> str:
+        place.note(f"asked {request.run_id}")
+        return "fine"
+
+    async def act() -> None:
+        if place.happens_first("killed"):
+            die()
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        for _ in range(5):
+            await ctx.generate()
+        if ctx.input_text == "die":
+            await ctx.step("act", act)
+            await ctx.sleep(0.2)
+        while True:
+            await ctx.generate()
+
+    agent = Agent("worker", pattern=pattern, model=ScriptedModel(think))
+
+    async def begin(runtime: Any) -> None:
+        await runtime.accounts.open("team", TEAM)
+        await runtime.run(agent, "die", run_id="a", account="team")
+
+    async def carry_on(runtime: Any) -> None:
+        # The other run asks before the first one, which sleeps, has asked anything again.
+        assert (await runtime.run(agent, "go", run_id="b", account="team")).stop_reason == "max_steps"
+        assert (await runtime.accounts.get("team")).spent.steps == 9
+        assert (await runtime.wait("a")).stop_reason == "max_steps"
+
+    place.live_until_killed([agent], begin)
+    place.live([agent], carry_on)
+    assert [sum(note == f"asked {run}" for note in place.noted) for run in "ab"] == [5, 4]
+
+
+@pytest.mark.semantics("A5")
+async def test_an_account_nobody_opened_is_an_error_at_once_that_names_the_nearest(place: Any) -> None:
+    agent = asking(place)
+    async with place.runtime(agent) as runtime:
+        await runtime.accounts.open("research", TEAM)
+        for call in (
+            runtime.run(agent, "go", account="reserch"),
+            runtime.submit(agent, "go", account="reserch"),
+            runtime.accounts.get("reserch"),
+            runtime.accounts.set_budget("reserch", TEAM),
+            runtime.accounts.close("reserch"),
+        ):
+            with pytest.raises(UnknownAccountError) as error:
+                await call
+            assert "'research'" in error.value.hint
+        for wrong, says in (
+            (RunBudget(max_steps=1, max_duration=60), "no time"),
+            (RunBudget(), "limits nothing"),
+            ({"max_steps": 1}, "no budget"),
+        ):
+            budget: Any = wrong
+            with pytest.raises(UsageError, match=says):
+                await runtime.accounts.open("x", budget)
+        with pytest.raises(UsageError):
+            await runtime.accounts.open("", TEAM)
+        assert await runtime.runs.list() == []
+        assert [account.name for account in await runtime.accounts.list()] == ["research"]
+
+
+@pytest.mark.semantics("A6")
+async def test_opening_an_account_again_changes_its_budget_alone_and_closing_forgets_it(place: Any) -> None:
+    gate = asyncio.Event()
+
+    async def wait(request: ModelRequest) -> str:
+        await gate.wait()
+        return "fine"
+
+    agent = Agent("worker", model=ScriptedModel(wait))
+    async with place.runtime(agent) as runtime:
+        await runtime.accounts.open("team", TEAM)
+        handle = await runtime.submit(agent, "go", account="team", run_id="r")
+        with pytest.raises(RuntimeBusyError, match="'r' draws"):
+            await runtime.accounts.close("team")
+        gate.set()
+        assert (await handle.result()).output == "fine"
+        account = await runtime.accounts.open("team", RunBudget(max_steps=1))
+        assert (account.spent.steps, account.left.steps) == (1, 0)
+        assert (await runtime.run(agent, "go", account="team")).stop_reason == "max_steps"
+        assert (await runtime.accounts.close("team")).spent.steps == 1
+        assert await runtime.accounts.list() == []
+        with pytest.raises(UnknownAccountError):
+            await runtime.run(agent, "go", account="team")
+        assert (await runtime.accounts.open("team", TEAM)).spent.steps == 0
+
+
+@pytest.mark.semantics("A7")
+async def test_a_run_that_begins_counts_what_others_on_the_directory_have_spent(place: Any) -> None:
+    agent = asking(place, times=4)
+    async with place.runtime(agent) as one, place.runtime(agent) as other:
+        await one.accounts.open("team", TEAM)
+        assert (await one.run(agent, "go", account="team")).output == "done"
+        assert (await other.run(agent, "go", account="team")).output == "done"
+        assert (await one.run(agent, "go", account="team")).stop_reason == "max_steps"
+        assert len(place.noted) == 9
+        for runtime in (one, other):
+            assert (await runtime.accounts.get("team")).spent.steps == 9
+        await other.accounts.set_budget("team", RunBudget(max_steps=10))
+        assert (await one.run(agent, "go", account="team")).stop_reason == "max_steps"
+        assert len(place.noted) == 10
+
+
+async def test_a_call_that_was_cut_short_is_charged_as_it_is_recorded(place: Any, until: Any) -> None:
+    async def hang(request: ModelRequest) -> str:
+        place.note("asked")
+        await asyncio.Event().wait()
+        return "never"
+
+    agent = Agent("worker", model=ScriptedModel(hang))
+    async with place.runtime(agent) as runtime:
+        await runtime.accounts.open("team", RunBudget(max_total_tokens=5000))
+        handle = await runtime.submit(agent, "go", account="team")
+        await until(lambda: place.noted == ["asked"])
+        assert (await runtime.accounts.get("team")).reserved.tokens > 4000
+        await handle.cancel()
+        account = await runtime.accounts.get("team")
+        assert (account.spent.tokens, account.reserved.tokens, account.left.tokens) == (0, 0, 5000)

@@ -10,7 +10,7 @@ from callboard.entries import result_of
 from callboard_protocol.records import LogRecord, OutcomeVoided, RunBegan, RunEnded, StepCompleted
 from callboard_protocol.runs import RunArtifact, RunResult
 from callboard_protocol.sessions import RunEntry
-from callboard_storage.store import Store
+from callboard_storage.store import Store, StoredRecord
 
 _PAGE = 256
 
@@ -75,12 +75,28 @@ async def records_of(store: Store, entry: RunEntry) -> AsyncIterator[LogRecord]:
     Raises:
         DamagedRecordError: one of them cannot be read.
     """
-    start = entry.began_sequence
+    async for stored in stored_records_of(store, entry):
+        yield stored.record
+
+
+async def stored_records_of(store: Store, entry: RunEntry, *, start: int | None = None) -> AsyncIterator[StoredRecord]:
+    """A run's records and where they stand, in order, up to the last there is.
+
+    Args:
+        store: where it lasts.
+        entry: the run's entry.
+        start: the sequence to begin at; its first record where None.
+
+    Raises:
+        DamagedRecordError: one of them cannot be read.
+    """
+    if start is None:
+        start = entry.began_sequence
     while start is not None:
         page = await store.read_log(entry.session_id, start=start, limit=_PAGE)
         for stored in page:
             if stored.record.run_id == entry.run_id:
-                yield stored.record
+                yield stored
                 # One that was resumed has ended more than once.
                 if isinstance(stored.record, RunEnded) and stored.record.at == entry.ended_at:
                     return

@@ -382,3 +382,29 @@ async def test_any_process_on_the_directory_can_decide_send_to_and_cancel_any_ru
         assert "enough" in result.error_details.message
         assert not await other.cancel("stops")
     assert place.noted == ["paid 70"]
+
+
+@pytest.mark.semantics("C14")
+async def test_events_of_a_run_that_another_process_carries_come_while_it_is_at_work(place: Any) -> None:
+    async def pattern(ctx: RunContext[Any]) -> str:
+        for n in range(3):
+            await ctx.emit("orders.asked", {"n": n})
+            # Nobody answers who does not see the question.
+            assert await ctx.receive("answers", int) == n
+        return "done"
+
+    agent = Agent("asker", pattern=pattern)
+    async with place.runtime(agent) as carrier, place.runtime(agent) as other:
+        handle = await carrier.submit(agent, "go", run_id="r")
+        seen = []
+        async with asyncio.timeout(PATIENCE):
+            async for event in other.events("r"):
+                seen.append(event)
+                if event.name == "orders.asked":
+                    await other.send("r", "answers", event.payload["n"])
+        assert (await handle.result()).output == "done"
+        assert [event.name for event in seen if event.name.startswith("run.")][-1] == "run.completed"
+        assert [event.sequence for event in seen] == sorted(event.sequence for event in seen)
+        middle = seen[len(seen) // 2]
+        again = [event async for event in other.events("r", after=middle.cursor)]
+        assert [event.cursor for event in again] == [event.cursor for event in seen[len(seen) // 2 + 1 :]]

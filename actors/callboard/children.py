@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from callboard.admission import Admission
+from callboard.clock import Clock
 from callboard.entries import ended_early, moved, refuse_other, request_digest, result_of, write_entry
 from callboard.results import read_result
 from callboard.ticket import RunTicket
@@ -31,6 +31,7 @@ class Children:
         store: where runs last.
         tickets: the runs in hand, by id.
         admission: who has slots and sessions.
+        clock: what they go by.
         max_depth: how many runs may wait for each other.
         admit: called when a run may have become ready to begin.
         leave_slot: takes the slot of a run that waits for a child.
@@ -45,6 +46,7 @@ class Children:
         store: Store,
         tickets: dict[str, RunTicket],
         admission: Admission,
+        clock: Clock,
         max_depth: int,
         *,
         admit: Callable[[], object],
@@ -57,6 +59,7 @@ class Children:
         self._store = store
         self._tickets = tickets
         self._admission = admission
+        self._clock = clock
         self._max_depth = max_depth
         self._admit = admit
         self._leave_slot = leave_slot
@@ -117,7 +120,7 @@ class Children:
             request_digest=request_digest(request),
             state=RunState.QUEUED,
             order=parent.entry.order,
-            submitted_at=time.time(),
+            submitted_at=self._clock.time(),
         )
 
     def _announce(self, parent: RunTicket, child: RunTicket, *, is_shared: bool) -> None:
@@ -186,7 +189,7 @@ class Children:
         if above is not None and above.session_id == ticket.session_id:
             # Who holds that session now, if anyone, knows nothing of it.
             error = RunCancelledError(f"run {ticket.run_id} was cancelled: {reason}")
-            await write_entry(self._store, ended_early(ticket.entry, "cancelled", error, time.time()))
+            await write_entry(self._store, ended_early(ticket.entry, "cancelled", error, self._clock.time()))
             return
         self._tickets[ticket.run_id] = ticket
         ticket.accept()

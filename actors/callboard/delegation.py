@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any, Literal, TypeAlias
 
 from callboard.agents import Agent, find_agent
@@ -139,7 +138,7 @@ async def _carry_out(
 ) -> StepCompleted:
     """Have the child run, unless an earlier attempt did, and record what came of it."""
     await run.be_ready()
-    started = time.monotonic()
+    started = run.directory.clock.monotonic()
     is_shared = request.session_id == run.session_id
     try:
         ticket: RunTicket | None = await run.directory.supervisor.ask(
@@ -184,7 +183,7 @@ async def _carry_out(
         agent.id,
         fit=fit,
         value=to_plain(outcome.model_dump()),
-        duration=time.monotonic() - started,
+        duration=run.directory.clock.monotonic() - started,
     )
     if is_shared:
         left = await _state_left_by(run, ticket)

@@ -168,6 +168,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             directory.store,
             self._tickets,
             self._admission,
+            directory.clock,
             limits.max_delegation_depth,
             admit=self._admit,
             leave_slot=self._leave_slot_to_child,

@@ -13,10 +13,12 @@ from callboard import (
     Agent,
     Allow,
     InvalidIdentifierError,
+    ModelError,
     ModelRequest,
     NotImplementedYetError,
     RunBudget,
     RunContext,
+    RunNotResumableError,
     RunRequest,
     RunResult,
     RuntimeLimits,
@@ -726,6 +728,62 @@ def test_a_recorded_delegation_needs_its_agent_no_more(place: Any, die: Any) -> 
         )
         assert place.carry_on([boss(given)], run_id).output == "done dig"
         place.forget("killed")
+
+
+@pytest.mark.parametrize("session", ["isolated", "shared"])
+def test_a_run_is_not_blamed_for_crashes_of_a_child_that_gets_further(place: Any, die: Any, session: Any) -> None:
+    async def act(n: int) -> int:
+        if place.happens_first(f"killed at {n}"):
+            die()
+        place.note(f"acted {n}")
+        return n
+
+    async def work(ctx: RunContext[Any]) -> str:
+        return str([await ctx.step("act", act, n) for n in range(5)])
+
+    agents = [Agent("worker", pattern=work), delegating("worker", session=session)]
+    for _ in range(5):
+        place.live_until_killed(agents, lambda runtime: runtime.run("boss", "go", run_id="r"))
+    assert place.carry_on(agents, "r").output == "[0, 1, 2, 3, 4]"
+    assert [place.noted.count(f"acted {n}") for n in range(5)] == [1] * 5
+
+
+def test_a_child_that_kills_its_process_is_the_one_that_fails(place: Any, die: Any) -> None:
+    async def explode() -> None:
+        die()
+
+    async def work(ctx: RunContext[Any]) -> str:
+        await ctx.step("explode", explode)
+        return "never"
+
+    async def lead(ctx: RunContext[Any]) -> str:
+        result = await ctx.delegate("worker", "x")
+        assert result.error_details is not None
+        return result.error_details.code
+
+    agents = [Agent("worker", pattern=work), Agent("boss", pattern=lead)]
+    for _ in range(3):
+        place.live_until_killed(agents, lambda runtime: runtime.run("boss", "go", run_id="r"))
+    assert place.carry_on(agents, "r").output == "poisonous_run"
+
+
+@pytest.mark.parametrize("session", ["isolated", "shared"])
+async def test_a_child_is_tried_again_after_an_error_that_can_pass_and_its_parent_waits(
+    place: Any, session: Any
+) -> None:
+    def think(request: ModelRequest) -> str:
+        place.note("asked")
+        if len(place.noted) == 1:
+            raise ModelError("try again", retryable=True)
+        return "fine"
+
+    worker = Agent("worker", model=ScriptedModel(think))
+    limits = RuntimeLimits(max_concurrent_runs=1)
+    async with place.runtime(worker, delegating("worker", session=session), limits=limits) as runtime:
+        assert (await asyncio.wait_for(runtime.run("boss", "go", run_id="r"), 30)).output == "fine"
+        assert runtime.stats().free_slots == 1
+        with pytest.raises(RunNotResumableError, match="delegated by run 'r'"):
+            await runtime.resume("r:0")
 
 
 # ---- closing

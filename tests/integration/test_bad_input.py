@@ -17,7 +17,6 @@ from callboard import (
     DuplicateAgentError,
     Happened,
     InvalidIdentifierError,
-    NotImplementedYetError,
     RunBudget,
     RunConflictError,
     RunRequest,
@@ -26,6 +25,7 @@ from callboard import (
     RuntimeLimits,
     ScriptedModel,
     ToolDefinitionError,
+    UnknownAccountError,
     UnknownAgentError,
     UnknownRunError,
     UnknownSessionError,
@@ -141,19 +141,15 @@ async def test_a_value_that_an_option_cannot_have_is_refused(
         await runtime.run("echo", "hello", **{option: value})
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"account": "team"}],
-)
-async def test_an_option_that_nothing_heeds_yet_is_refused_and_not_ignored(
-    runtime: Runtime, refused: Any, options: Any
+async def test_an_account_nobody_opened_and_a_parent_of_the_callers_choice_are_refused(
+    runtime: Runtime, refused: Any
 ) -> None:
-    [name] = options
-    with refused(NotImplementedYetError, f"{name}.* is not part of this release", hint="leave .* out"):
-        await runtime.run("echo", "hello", **options)
-    request = RunRequest(agent_id="echo", session_id="s", run_id="r", input_text="hello", **options)
-    with refused(NotImplementedYetError, f"{name}.* is not part of this release", hint="leave .* out"):
+    request = RunRequest(agent_id="echo", session_id="s", run_id="r", input_text="hello", account="team")
+    with refused(UnknownAccountError, "no account 'team' is open", hint="runtime.accounts.open"):
         await runtime.submit(request)
+    child = RunRequest(agent_id="echo", session_id="s", run_id="r:0", input_text="hello", parent_run_id="r")
+    with refused(UsageError, "parent_run_id", hint="ctx.delegate"):
+        await runtime.submit(child)
 
 
 # ---- ids

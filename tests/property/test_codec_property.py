@@ -70,6 +70,8 @@ def of_type(annotation: Any) -> st.SearchStrategy[Any]:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is None:
         return of_class(annotation)
+    if origin is tuple and Ellipsis not in arguments:
+        return st.tuples(*(of_type(one) for one in arguments))
     if origin is tuple:
         return st.lists(of_type(arguments[0]), max_size=3).map(tuple)
     makers = {

@@ -10,7 +10,7 @@ from callboard.kernel import Ref
 from callboard.session import SessionActor
 from callboard.storage_hold import StorageHold
 from callboard_protocol.base import shortened
-from callboard_protocol.commands import AppendRecords, SettleAppends
+from callboard_protocol.commands import AppendRecords, AppendUnawaited, SettleAppends
 from callboard_protocol.errors import NonDeterministicRunError, UnpersistableValueError
 from callboard_protocol.failures import describe
 from callboard_protocol.letters import Letter
@@ -319,6 +319,11 @@ class RunJournal:
         self._held_back.append(record)
         if not self._durable:
             self._landed((record,))
+
+    def append_unawaited(self, record: LogRecord) -> None:
+        """Append a record without waiting for it; what is appended next is on disk behind it, or neither is."""
+        held_back, self._held_back = self._held_back, []
+        self._session.tell(trusted(AppendUnawaited, records=(*held_back, record), hold=self.hold, landed=self._landed))
 
     async def append(
         self,

@@ -18,7 +18,7 @@ from callboard_protocol.errors import CallboardError, OutputValidationError
 from callboard_protocol.failures import describe, restore
 from callboard_protocol.messages import Message, ToolCall, Usage
 from callboard_protocol.model_calls import ModelRequest, ModelResponse, ModelSettings, ValidatedResponse
-from callboard_protocol.records import StepCompleted
+from callboard_protocol.records import ReservationRecorded, StepCompleted
 from callboard_protocol.trusted import trusted
 
 _ONE_CALL = Amount(steps=1)
@@ -158,8 +158,7 @@ async def _ask(
     settings = _DEFAULT_SETTINGS
     granted: Granted | None = None
     if run.limits_tokens:
-        output = Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
-        granted = await run.reserve(_worst_case(run, shown, settings), can_cap_tokens=True, output=output)
+        granted = await _reserve(run, step, shown, settings)
         if granted.capped_tokens is not None:
             settings = settings.model_copy(update={"max_tokens": granted.capped_tokens})
     else:
@@ -229,6 +228,25 @@ async def _ask(
     _warn_of_price(run, response)
     conversation.add(response.as_message())
     return response
+
+
+async def _reserve(run: LiveRun, step: str, shown: Sequence[Message], settings: ModelSettings) -> Granted:
+    """Take what the call may cost out of the budget, and have the log say so: a crash must not make it free."""
+    output = Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
+    granted = await run.reserve(_worst_case(run, shown, settings), can_cap_tokens=True, output=output)
+    if run.request.durable:
+        run.journal.append_unawaited(
+            trusted(
+                ReservationRecorded,
+                run_id=run.run_id,
+                ordinal=run.journal.claim_ordinal(),
+                at=run.clock.time(),
+                step=step,
+                tokens=granted.amount.tokens,
+                cost_usd=granted.amount.cost_usd,
+            )
+        )
+    return granted
 
 
 def _about_to_ask(run: LiveRun, step: str, call_id: str, message_count: int) -> None:

@@ -17,18 +17,20 @@ from callboard.kernel import Actor, LoopFuture, handles
 from callboard.resuming import marker_within, way_back
 from callboard_protocol.commands import (
     AppendRecords,
+    AppendUnawaited,
     CloseRun,
     GiveUpHeld,
     OpenSession,
     SaveCheckpoint,
     SettleAppends,
 )
-from callboard_protocol.errors import CallboardError, FencedError, UnknownSessionError
+from callboard_protocol.errors import CallboardError, FencedError, StoreError, UnknownSessionError
 from callboard_protocol.messages import Message
 from callboard_protocol.records import RunBegan, SessionRewound, StepCompleted
 from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
+from callboard_protocol.trusted import trusted
 from callboard_storage.committing import commit
 from callboard_storage.store import Batch, Fence, Lease, Store, StoredRecord
 
@@ -61,7 +63,10 @@ class OpenedSession:
     voided: str | None = None
 
 
-class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppends | SaveCheckpoint | CloseRun]):
+SessionCommand = OpenSession | AppendRecords | AppendUnawaited | GiveUpHeld | SettleAppends | SaveCheckpoint | CloseRun
+
+
+class SessionActor(Actor[SessionCommand]):
     """Owns a session's log, head and state. It keeps nothing of a run once that has ended, so that an idle session
     costs little.
 
@@ -184,6 +189,20 @@ class SessionActor(Actor[OpenSession | AppendRecords | GiveUpHeld | SettleAppend
         if message.checkpoint is not None:
             batch.put_checkpoint(self._stands(message.checkpoint, fold))
         return self._line.commit(batch, self._fence(first - 1, message.run), first, message.hold)
+
+    @handles
+    def append_unawaited(self, message: AppendUnawaited) -> None:
+        """Appends records nobody waits for. If they are refused, so is whatever is appended next, and that is told."""
+
+        def settled(appended: LoopFuture[int]) -> None:
+            if appended.exception() is None:
+                message.landed(message.records)
+
+        try:
+            appended = self.append(trusted(AppendRecords, records=message.records, hold=message.hold))
+        except StoreError:
+            return  # the next append meets the same refusal
+        appended.add_done_callback(settled)
 
     @handles
     def give_up(self, message: GiveUpHeld) -> None:

@@ -528,6 +528,20 @@ class AppendRecords(Request[int]):
     hold: Live[Any] = None
 
 
+class AppendUnawaited(Command):
+    """Append records that nobody waits for: what stands on them is appended behind them.
+
+    Attributes:
+        records: in order.
+        hold: as for `AppendRecords`.
+        landed: called with the records once they are on disk.
+    """
+
+    records: Live[Sequence[Any]]
+    hold: Live[Any] = None
+    landed: Live[Callable[[Sequence[Any]], object]]
+
+
 class GiveUpHeld(Command):
     """Let go of the records that wait for room in the store; whoever appended them is told that they are not on disk.
 

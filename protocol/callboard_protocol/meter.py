@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
-from callboard_protocol.amounts import Amount, nano_usd
+from callboard_protocol.amounts import ZERO, Amount, nano_usd, total
 from callboard_protocol.errors import InvalidArgumentsError, ToolDeniedError, UnknownToolError
-from callboard_protocol.records import IntentRecorded, LogRecord, StepCompleted
+from callboard_protocol.records import IntentRecorded, LogRecord, ReservationRecorded, RunResumed, StepCompleted
 from callboard_protocol.runs import RunUsage
 from callboard_protocol.trusted import trusted
 
@@ -23,6 +23,8 @@ class RunMeter:
         "_dispatched",
         "_intended",
         "_latencies",
+        "_lost",
+        "_reserved",
         "cache_creation",
         "cached",
         "cost_usd",
@@ -49,16 +51,25 @@ class RunMeter:
         self._intended: set[str] = set()
         self._cost_by_model: dict[str, float] = {}
         self._latencies: list[float] = []
+        self._reserved: dict[str, Amount] = {}
+        self._lost = ZERO
 
     def count(self, record: LogRecord) -> None:
         """Count a record that is on disk: as it gets there, or when a later attempt reads it."""
         if isinstance(record, IntentRecorded):
             self._intended.add(record.step)
             self._dispatched += 1
+        elif isinstance(record, ReservationRecorded):
+            self._reserved[record.step] = Amount(1, 0, record.tokens, nano_usd(record.cost_usd))
+        elif isinstance(record, RunResumed):
+            # What was dispatched and has no outcome may have cost all that was reserved; it is dispatched anew.
+            self._lost = total([self._lost, *self._reserved.values()])
+            self._reserved.clear()
         if not isinstance(record, StepCompleted):
             return
         if record.kind == "generate":
             self._asked += 1
+            self._reserved.pop(record.step, None)
         if record.response is not None:
             usage = record.response.usage
             self.llm_calls += 1
@@ -76,8 +87,13 @@ class RunMeter:
             self._dispatched += record.step not in self._intended
 
     def spent(self) -> Amount:
-        """What a ledger has counted for the same records: calls that were made, whatever came of them."""
-        return Amount(self._asked, self._dispatched, self.input_tokens + self.output_tokens, nano_usd(self.cost_usd))
+        """What a ledger has counted for the same records: calls that were made, whatever came of them; in full those of
+        which nobody knows that.
+        """
+        counted = Amount(self._asked, self._dispatched, self.input_tokens + self.output_tokens, nano_usd(self.cost_usd))
+        if not self._reserved and self._lost == ZERO:
+            return counted
+        return total([counted, self._lost, *self._reserved.values()])
 
     def usage(self) -> RunUsage:
         """The figures so far."""

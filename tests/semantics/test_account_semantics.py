@@ -87,13 +87,16 @@ def test_what_was_spent_of_an_account_outlives_processes(place: Any, killed_by_c
             await runtime.wait(entry.run_id)
         team = (await runtime.accounts.get("team")).spent
         ended = [entry.spent for entry in await runtime.runs.list()]
-        assert (team.steps, team.tokens) == (sum(spent[0] for spent in ended), sum(spent[2] for spent in ended))
-        assert team.cost_usd == team.steps * 0.25
+        steps, _, tokens, cost = (sum(figures) for figures in zip(*ended, strict=True))
+        assert (team.steps, team.tokens, round(team.cost_usd * 1e9)) == (steps, tokens, cost)
+        assert team.cost_usd >= len(ended)
         return len(ended), team.steps
 
     place.live([agent], lambda runtime: spend(runtime, "first"))
-    for number in range(7):
+    killed = 0
+    for number in range(10):
         for when in ("before", "after"):
+            killed += 1
             place.live_until_killed(
                 [agent],
                 lambda runtime, run_id=f"{number}{when}": spend(runtime, run_id),
@@ -101,8 +104,9 @@ def test_what_was_spent_of_an_account_outlives_processes(place: Any, killed_by_c
                 surely=False,
             )
             runs, steps = place.live([agent], count)
-            assert steps == 4 * runs
-    assert place.live([agent], count)[1] > 4 * 7
+            # Of a call that was in flight nobody knows what came: it counts, and is made again.
+            assert 4 * runs <= steps <= 4 * runs + killed
+    assert place.live([agent], count)[0] > 7
 
 
 @pytest.mark.semantics("A4")
@@ -212,7 +216,7 @@ async def test_a_run_that_begins_counts_what_others_on_the_directory_have_spent(
         assert len(place.noted) == 10
 
 
-async def test_a_call_that_was_cut_short_is_charged_as_it_is_recorded(place: Any, until: Any) -> None:
+async def test_a_model_call_that_was_cut_short_is_charged_in_full(place: Any, until: Any) -> None:
     async def hang(request: ModelRequest) -> str:
         place.note("asked")
         await asyncio.Event().wait()
@@ -226,4 +230,5 @@ async def test_a_call_that_was_cut_short_is_charged_as_it_is_recorded(place: Any
         assert (await runtime.accounts.get("team")).reserved.tokens > 4000
         await handle.cancel()
         account = await runtime.accounts.get("team")
-        assert (account.spent.tokens, account.reserved.tokens, account.left.tokens) == (0, 0, 5000)
+        assert account.spent.tokens > 4000
+        assert (account.reserved.tokens, account.left.tokens) == (0, 5000 - account.spent.tokens)

@@ -348,6 +348,32 @@ def test_a_resumed_run_has_spent_what_its_earlier_attempts_spent(place: Any, die
         assert place.noted.count("asked") == 1 + result.usage.llm_calls
 
 
+@pytest.mark.semantics("B21")
+def test_a_model_call_that_was_in_flight_at_a_crash_counts_in_full(place: Any, die: Any) -> None:
+    async def think(request: ModelRequest) -> str:
+        place.note("asked")
+        if place.noted.count("asked") <= 2:
+            await asyncio.Event().wait()
+        return "fine"
+
+    # Each call reserves what its longest answer takes: room for two of them, and not for the shortest third.
+    agent = Agent("worker", model=ScriptedModel(think), budget=RunBudget(max_total_tokens=2 * 4096 + 200))
+
+    async def crash_while_it_thinks(runtime: Any) -> None:
+        watching = await runtime.subscribe("r", names=["run.record_saved"])
+        await runtime.submit(agent, "x", run_id="r", session_id="s")
+        async for event in watching:
+            if event.kind == "reservation":
+                die()
+
+    for _ in range(2):
+        place.live_until_killed([agent], crash_while_it_thinks)
+    result = place.carry_on([agent], "r")
+    assert (result.stop_reason, result.error_details.context["limit"]) == ("budget_exhausted", "max_total_tokens")
+    assert place.noted == ["asked", "asked"]
+    assert result.usage.total_tokens == 0
+
+
 @pytest.mark.semantics("B10")
 async def test_time_spent_waiting_is_no_time_spent_running(place: Any) -> None:
     gate = asyncio.Event()

@@ -158,6 +158,7 @@ class LiveRun:
         self.warned_of = {_subject(IDEMPOTENCY_WARNING, {"tool": one.tool}) for one in journal.intents.values()}
         self.artifacts: list[RunArtifact] = []
         self.budget = ticket.limits(agent)
+        self._is_after_crash = ticket.entry.crashed
         self._replayed: int | None = len(journal.completed) if journal.attempt else None
         self.limits = NO_LIMITS
         self._running_before = running_before
@@ -310,6 +311,12 @@ class LiveRun:
         if subject not in self.warned_of:
             self.warned_of.add(subject)
             self.publish((event, None, fields))
+
+    def tell_restart(self, step: str) -> None:
+        """Publish that a step runs again, if it is one of the first after a crash: it may have begun before that."""
+        if self._is_after_crash and self._replayed is not None:
+            told = {"call_id": f"{self.run_id}:{step}", "step": step, "attempt": self.attempt}
+            self.publish(("step.restarted", None, told))
 
     # ---- budget
 

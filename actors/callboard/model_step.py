@@ -10,6 +10,7 @@ from callboard import fault_points
 from callboard.history import Conversation
 from callboard.live_run import LiveRun
 from callboard.output import OutputContract
+from callboard.partial_answer import PartialAnswer
 from callboard.scopes import Scope
 from callboard_protocol.amounts import Amount, Granted, nano_usd
 from callboard_protocol.commands import AbandonModelCall, AskModel
@@ -197,6 +198,7 @@ async def _ask(
         error = problem
         true = _ONE_CALL
     finally:
+        run.ticket.partials.pop(call_id, None)
         if granted is not None and true is not None:
             run.settle(granted.amount, true)
     duration = run.clock.monotonic() - started
@@ -250,6 +252,7 @@ async def _reserve(run: LiveRun, step: str, shown: Sequence[Message], settings: 
 
 
 def _about_to_ask(run: LiveRun, step: str, call_id: str, message_count: int) -> None:
+    run.tell_restart(step)
     if run.is_watched:
         live = {"step": step, "call_id": call_id, "model": run.model.name, "message_count": message_count}
         run.publish(("llm.called", None, live))
@@ -274,15 +277,12 @@ def _identified(response: ModelResponse[Any], step: str) -> ModelResponse[Any]:
 
 
 def _deltas(run: LiveRun, step: str, call_id: str) -> Callable[[str], None]:
-    """Publishes each piece of a streamed answer with where it stands in the text."""
-    offset = 0
-    model = run.model.name
+    """Publishes each piece of a streamed answer with where it stands in the text, and keeps it for who comes later."""
+    partial = run.ticket.partials[call_id] = PartialAnswer(step, run.attempt, call_id, run.model.name)
 
     def publish(text: str) -> None:
-        nonlocal offset
-        fields = {"step": step, "attempt": run.attempt, "offset": offset, "call_id": call_id, "model": model}
-        run.publish(("llm.delta", None, {**fields, "text": text}))
-        offset += len(text)
+        run.publish(("llm.delta", None, {**partial.told(), "offset": partial.length, "text": text}))
+        partial.add(text)
 
     return publish
 

@@ -14,6 +14,7 @@ from callboard.ticket import RunTicket
 from callboard_protocol.commands import FindTicket, Subscribe, Unsubscribe
 from callboard_protocol.errors import UnknownRunError, UsageError
 from callboard_protocol.event_base import Event
+from callboard_protocol.event_models_llm import LlmDelta
 from callboard_protocol.events import LIVE_ONLY, build_event
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import RunEntry
@@ -64,7 +65,7 @@ async def follow_run(directory: Directory, run_id: str, after: str | None) -> As
             await asyncio.sleep(_LOOK_AGAIN)
             entry = await directory.store.read_run(run_id)
         if ticket is not None:
-            async for event in subscription:
+            async for event in _live(ticket, subscription, directory.clock.time()):
                 is_recorded = event.name not in LIVE_ONLY and event.sequence is not None
                 if not is_recorded or _place(event) > log.told:
                     yield event
@@ -102,6 +103,17 @@ class _RunLog:
                 if _place(event) > self.told:
                     self.told = _place(event)
                     yield event
+
+
+async def _live(ticket: RunTicket, subscription: Subscription, now: float) -> AsyncIterator[Event]:
+    """What is being written, and then what happens; pieces that the first holds are not told twice."""
+    known = {call_id: partial.length for call_id, partial in ticket.partials.items()}
+    for partial in list(ticket.partials.values()):
+        told = {**partial.told(), "text": partial.text}
+        yield build_event(("llm.partial", ticket.run_id, ticket.session_id, ticket.request.agent_id, now, None, told))
+    async for event in subscription:
+        if not isinstance(event, LlmDelta) or event.offset >= known.get(event.call_id, 0):
+            yield event
 
 
 def _place(event: Event) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from callboard.clock import Timer
 from callboard.history import MessageView
 from callboard.mail import RunMail
 from callboard.models.base import Model
+from callboard.partial_answer import PartialAnswer
 from callboard.stops import StopRun
 from callboard_protocol.amounts import Amount
 from callboard_protocol.errors import DamagedRecordError
@@ -76,6 +77,7 @@ class RunTicket:
         may_wait: whether its attempt may still wait: for that, or for a tool to finish.
         last_waits: how its attempt, being stopped, waits for tool calls to end.
         mail: what was said to it from outside.
+        partials: answers that models are writing for whoever watches it, by call id.
         has_mail: whether there may be letters that `mail` does not hold.
         parent: the run that delegated it; None for all others.
         children: runs it delegated that have not ended.
@@ -108,6 +110,7 @@ class RunTicket:
         "model",
         "parent",
         "parked_for",
+        "partials",
         "reason",
         "result",
         "shared",
@@ -150,6 +153,7 @@ class RunTicket:
         self.may_wait = True
         self.last_waits: set[asyncio.Task[Any]] = set()
         self.mail = RunMail()
+        self.partials: dict[str, PartialAnswer] = {}
         self.has_mail = False
         self.parent: RunTicket | None = None
         self.children: dict[str, RunTicket] = {}

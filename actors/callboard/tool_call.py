@@ -182,6 +182,7 @@ class OpenCall:
             await self._intend(attempt)
         if run.is_watched:
             live = {"step": self.step, "call_id": self.call_id, "tool": self.name, "arguments": arguments}
+            run.tell_restart(self.step)
             run.publish(("tool.called", None, live))
         self._about_to_act()
         context = context_of(run, self.step, self.name, attempt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 import pytest
@@ -23,7 +23,9 @@ from callboard import (
     UsageError,
     tool,
 )
+from callboard.models.base import Model
 from callboard.subscription import Subscription
+from callboard_protocol.model_calls import ModelDelta, ModelResponse
 from callboard_protocol.records import RunBegan, RunEnded, RunResumed
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
@@ -491,3 +493,70 @@ async def test_a_users_event_may_not_be_named_like_a_built_in_one(place: Any) ->
             ("1", "event"),
         ]
     assert isinstance((await place.log("s"))[0], RunBegan)
+
+
+@pytest.mark.semantics("E17")
+async def test_who_attaches_in_mid_answer_gets_the_text_so_far_and_then_the_rest(place: Any) -> None:
+    pieces = ["It is ", "on its ", "way", "."]
+    may_go_on = asyncio.Event()
+
+    class Slow(Model):
+        name = "slow"
+        is_offline = True
+
+        async def generate(self, request: ModelRequest) -> ModelResponse[Any]:
+            raise AssertionError("it is watched, so it streams")
+
+        async def stream(self, request: ModelRequest) -> AsyncIterator[ModelDelta]:
+            for number, piece in enumerate(pieces):
+                if number == 2:
+                    await may_go_on.wait()
+                yield ModelDelta(text=piece)
+            yield ModelDelta(text="", response=ModelResponse(text="".join(pieces), model="slow"))
+
+    agent = Agent("worker", model=Slow())
+    async with place.runtime(agent) as runtime:
+        first = await runtime.subscribe("r", names=["llm.delta"])
+        handle = await runtime.submit(agent, "go", run_id="r")
+        reading = first.__aiter__()
+        for _ in range(2):
+            await asyncio.wait_for(anext(reading), 30)
+        seen = []
+        async for event in runtime.events("r"):
+            if event.name in ("llm.partial", "llm.delta"):
+                seen.append((event.name, event.offset, event.text))
+                may_go_on.set()
+        assert (await handle.result()).output == "It is on its way."
+    assert seen == [("llm.partial", 0, "It is on its "), ("llm.delta", 13, "way"), ("llm.delta", 16, ".")]
+
+
+@pytest.mark.semantics("E18")
+def test_a_step_that_runs_again_after_a_crash_says_so(place: Any, die: Any) -> None:
+    def think(request: ModelRequest) -> str:
+        if request.messages[-1].text == "again" and place.happens_first("died"):
+            die()
+        return "fine"
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        await ctx.generate()
+        await ctx.generate("again")
+        return (await ctx.generate("and again")).text
+
+    agent = Agent("worker", pattern=pattern, model=ScriptedModel(think))
+
+    async def go(runtime: Any) -> None:
+        await runtime.run(agent, "x", run_id="r")
+
+    async def carry_on() -> list[tuple[str, int]]:
+        async with place.runtime(agent, recover=False) as runtime:
+            watching = await runtime.subscribe("r", names=["step.restarted", "run.completed"])
+            await runtime.resume("r")
+            told = []
+            async for event in watching:
+                if event.name == "run.completed":
+                    return told
+                told.append((event.step, event.attempt))
+        raise AssertionError("it never completed")
+
+    place.live_until_killed([agent], go)
+    assert asyncio.run(carry_on()) == [("1", 2)]

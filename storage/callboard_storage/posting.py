@@ -35,9 +35,11 @@ def refusal(
         get: the row under a key.
         last_number: the number at the end of the last key that begins so; -1 where there is none.
     """
+    begun = {key for table, key, owner in batch.changes if table == "unfinished" and owner is not None}
     for key, letter in batch.posted.items():
         run_id = letter.run_id
-        if get("unfinished", keys.run_key(run_id)) is None:
+        run = keys.run_key(run_id)
+        if run not in begun and get("unfinished", run) is None:
             return RunEndedError(f"run {run_id!r} has ended", context={"run_id": run_id})
         if isinstance(letter, PostedDecision) and get("letters", key) is not None:
             call_id = f"{run_id}:{letter.step}"

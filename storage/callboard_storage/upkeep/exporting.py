@@ -134,6 +134,8 @@ def _rows(snapshot: Snapshot, prefix: bytes) -> Iterator[tuple[str, bytes, bytes
         yield "checkpoints", key, frame
     for key, frame in snapshot.session_rows("memory", prefix):
         yield "memory", key, frame
+    for key, frame in snapshot.session_rows("letters", prefix):
+        yield "letters", key, frame
     for key, _ in snapshot.session_rows("session_runs", prefix):
         run = key[len(prefix) :]
         entry = snapshot.get("runs", run)

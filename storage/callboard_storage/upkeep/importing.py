@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from callboard_protocol.base import check_identifier
 from callboard_protocol.errors import CallboardError, RunConflictError, StoreVersionError, UsageError
+from callboard_protocol.letters import Letter, Posted
 from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import (
@@ -99,6 +100,7 @@ class ExportedSession:
         checkpoints: its checkpoints.
         memory: what its memory held.
         runs: the entries of its runs.
+        letters: what was posted to those that have not ended.
         rows: how many rows of each table that was.
     """
 
@@ -109,6 +111,7 @@ class ExportedSession:
         self.checkpoints: list[SessionCheckpoint] = []
         self.memory: list[MemoryEntry] = []
         self.runs: list[RunEntry] = []
+        self.letters: list[Letter] = []
         header, *lines = _lines(content, name)
         self.old_id = check_identifier(str(header.get("session_id")), "session id")
         self.id = self.old_id if new_id is None else check_identifier(new_id, "session id")
@@ -138,6 +141,8 @@ class ExportedSession:
             batch.put_memory(entry)
         for run_entry in self.runs:
             batch.put_run(_with(run_entry, request=self._renamed_request(run_entry.request)))
+        for letter in self.letters:
+            batch.post(letter)
 
     def _take(self, line: dict[str, Any]) -> None:
         table = line["table"]
@@ -155,6 +160,8 @@ class ExportedSession:
             self.memory.append(CODEC.revive(schema, version, body, MemoryEntry))
         elif table == "runs":
             self.runs.append(CODEC.revive(schema, version, body, RunEntry))
+        elif table == "letters":
+            self.letters.append(cast(Letter, CODEC.revive(schema, version, body, Posted)))
         else:
             raise ValueError(f"there is no table {table!r}")
         self.rows[table] = self.rows.get(table, 0) + 1

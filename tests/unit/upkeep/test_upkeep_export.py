@@ -27,6 +27,7 @@ from callboard_storage import upkeep
 from callboard_storage.codec import encode
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
+from callboard_storage.posting import send
 from callboard_storage.upkeep.exporting import write_session
 from callboard_storage.upkeep.plain_json import from_json, to_json
 
@@ -221,6 +222,22 @@ def test_a_run_that_has_not_ended_comes_in_only_where_that_is_said(filled, keepe
     keeper.at(other, lambda store: upkeep.import_session(store, file, with_unfinished=True))
     (entry,) = keeper.at(other, lambda store: store.read_unfinished())
     assert entry.state is RunState.RUNNING
+
+
+def test_letters_to_runs_that_have_not_ended_come_along(filled, keeper, tmp_path):
+    async def send_two(store):
+        for value in ("first", "m" * 100_000):
+            await send(store, "three", "run-three", "mail", value)
+
+    keeper.at(filled, send_two)
+    file = tmp_path / "three.jsonl"
+    report = upkeep.export_session(filled, "three", file)
+    assert report.rows["letters"] == 2
+    other = tmp_path / "other"
+    keeper.at(other, lambda store: upkeep.import_session(store, file, with_unfinished=True))
+    letters = keeper.at(other, lambda store: store.read_letters("three", "run-three"))
+    assert [letter.value for letter in letters] == ["first", "m" * 100_000]
+    assert upkeep.verify(other).is_sound
 
 
 @pytest.mark.parametrize(

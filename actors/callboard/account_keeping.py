@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Mapping
 
-from callboard.budgets import Budgets
+from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard.tree_spending import spent_by
 from callboard_protocol.amounts import ZERO, Amount, Limits, less, total
@@ -15,7 +14,6 @@ from callboard_protocol.ledger import UnknownAccountError
 from callboard_protocol.named_accounts import Account, AccountEntry, AccountFigures
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.states import FINAL
-from callboard_storage.store import Store
 
 
 class _Kept:
@@ -42,15 +40,13 @@ class AccountKeeping:
     whenever a run begins.
 
     Args:
-        store: where accounts last.
-        tickets: the runs in hand, by id.
-        budgets: the ledger.
+        in_hand: the supervisor's runs.
     """
 
-    def __init__(self, store: Store, tickets: Mapping[str, RunTicket], budgets: Budgets) -> None:
-        self._store = store
-        self._tickets = tickets
-        self._budgets = budgets
+    def __init__(self, in_hand: RunsInHand) -> None:
+        self._store = in_hand.store
+        self._tickets = in_hand.tickets
+        self._budgets = in_hand.budgets
         self._kept: dict[str, _Kept] = {}
         self._turn = asyncio.Lock()
 
@@ -114,7 +110,7 @@ class AccountKeeping:
         kept = await self._refresh(name)
         was_counted = run_id in kept.counted
         kept.counted.add(run_id)
-        return Budgets.name_of(name), was_counted
+        return self._budgets.name_of(name), was_counted
 
     def ended(self, ticket: RunTicket, counted: Amount | None) -> None:
         """A run has charged its account on disk for what the ledger had counted as it went.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from callboard.admission import Admission
-from callboard.clock import Clock
+from callboard.correspondence import Correspondence
 from callboard.entries import ended_early, moved, refuse_other, request_digest, result_of, write_entry
+from callboard.incoming_letters import IncomingLetters
 from callboard.results import read_result
+from callboard.returning import ReturningRuns
+from callboard.run_queue import RunQueue
+from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import CancelRun, DelegateRun, StopDelegated
 from callboard_protocol.errors import DelegationDepthError, RunCancelledError
@@ -17,7 +19,6 @@ from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, RunInput, RunState
 from callboard_protocol.trusted import trusted
-from callboard_storage.store import Store
 
 
 class Children:
@@ -28,58 +29,51 @@ class Children:
     by its parent alone, at whichever attempt; until that has asked for it, it lies in the table and does nothing.
 
     Args:
-        store: where runs last.
-        tickets: the runs in hand, by id.
-        admission: who has slots and sessions.
-        clock: what they go by.
-        max_depth: how many runs may wait for each other.
-        admit: called when a run may have become ready to begin.
-        leave_slot: takes the slot of a run that waits for a child.
-        look_at_mail: lets a suspended run go on, if what it waits for has been decided.
-        await_expiry: has a suspended run's calls denied when nobody has decided in time.
+        in_hand: the supervisor's runs.
+        queue: those that wait for a slot.
+        returning: those between two attempts.
+        letters: what has come for them.
+        correspondence: where the calls that they ask about expire.
         cancel: stops a run for good; answered once it has stopped.
-        publish: tells of an event of a run.
     """
 
     def __init__(
         self,
-        store: Store,
-        tickets: dict[str, RunTicket],
-        admission: Admission,
-        clock: Clock,
-        max_depth: int,
+        in_hand: RunsInHand,
+        queue: RunQueue,
         *,
-        admit: Callable[[], object],
-        leave_slot: Callable[[RunTicket], object],
-        look_at_mail: Callable[[RunTicket], Awaitable[object]],
-        await_expiry: Callable[[RunTicket], object],
+        returning: ReturningRuns,
+        letters: IncomingLetters,
+        correspondence: Correspondence,
         cancel: Callable[[CancelRun], Awaitable[bool]],
-        publish: Callable[[RunTicket, str, dict[str, Any]], object],
     ) -> None:
-        self._store = store
-        self._tickets = tickets
-        self._admission = admission
-        self._clock = clock
-        self._max_depth = max_depth
-        self._admit = admit
-        self._leave_slot = leave_slot
-        self._look_at_mail = look_at_mail
-        self._await_expiry = await_expiry
+        self._in_hand = in_hand
+        self._store = in_hand.store
+        self._tickets = in_hand.tickets
+        self._admission = in_hand.admission
+        self._clock = in_hand.clock
+        self._max_depth = in_hand.limits.max_delegation_depth
+        self._publish = in_hand.publish
+        self._queue = queue
+        self._returning = returning
+        self._letters = letters
+        self._correspondence = correspondence
         self._cancel = cancel
-        self._publish = publish
         self._ending: set[asyncio.Task[bool]] = set()
 
     # ---- beginning
 
     async def delegate(self, message: DelegateRun) -> RunTicket | None:
         """The child's ticket: begun, carried on, or ended in an earlier attempt of its parent. None where its
-        parent is no longer this supervisor's.
+        parent is no longer this supervisor's, or the runtime is closing.
 
         Raises:
             RunConflictError: its id is known with another request.
             DelegationDepthError: too many runs wait for each other.
         """
         request: RunRequest = message.request
+        if self._in_hand.is_closing and request.durable:
+            return None
         parent = self._tickets.get(message.parent_id)
         if parent is None or parent.task is None:
             return None
@@ -106,9 +100,10 @@ class Children:
         ticket.shared = message.shared
         self._attach(ticket, parent)
         parent.awaits.add(ticket.run_id)
-        self._leave_slot(parent)
+        self._returning.clear(parent.run_id)
+        self._queue.leave_slot_to_child(parent)
         if ticket.entry.state == RunState.SUSPENDED:
-            await self._look_at_mail(ticket)  # it may have been decided while nobody waited for it
+            await self._letters.look(ticket)  # it may have been decided while nobody waited for it
         elif ticket.task is None:
             self._begin(ticket)
         return ticket
@@ -147,24 +142,7 @@ class Children:
         ticket.begin_again(entry)
         # The run that waits for it has been taken in; its own first record need not be waited for.
         ticket.accept()
-        self.put_first(ticket)
-
-    def put_back(self, ticket: RunTicket) -> None:
-        """Have a child go on that was put off; where nobody waits for it, its parent's next attempt comes to it."""
-        if ticket.parent is not None and ticket.run_id in ticket.parent.awaits:
-            self.put_first(ticket)
-
-    def put_first(self, ticket: RunTicket) -> None:
-        """Have a child go to work before anything that has not begun."""
-        run_id, session_id = ticket.run_id, ticket.session_id
-        if not ticket.is_nested:
-            if self._admission.holder_of(session_id) not in (None, run_id) or self._admission.queued_in(session_id):
-                self._admission.enqueue(ticket.entry.order, run_id, session_id)
-                self._admit()
-                return
-            self._admission.hold(run_id, session_id)
-        self._admission.ask_back(run_id)
-        self._admit()
+        self._queue.put_child_first(ticket)
 
     def _attach(self, ticket: RunTicket, parent: RunTicket) -> None:
         ticket.parent = parent
@@ -209,7 +187,7 @@ class Children:
             if not ticket.is_nested:
                 self._admission.hold(ticket.run_id, ticket.session_id)
             ticket.finish(result_of(ticket.entry))
-            self._await_expiry(ticket)
+            self._correspondence.await_expiry(ticket)
 
     # ---- stopping
 

@@ -1,15 +1,18 @@
-"""What is said to runs from outside: decisions, signals, cancellations, from this process or from another one."""
+"""What is said to runs from outside: decisions, signals, cancellations, from this process or from another one; also
+what is said where nobody has decided in time.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from time import time_ns
 from typing import Any
 
 from callboard import fault_points
-from callboard.clock import Clock, Timer
+from callboard.clock import Timer
 from callboard.results import records_of
+from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard.tools.results import to_plain
 from callboard_protocol.errors import (
@@ -25,7 +28,6 @@ from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, RunState
 from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall
 from callboard_storage.posting import post, send
-from callboard_storage.store import Store
 
 _ANSWERS: Mapping[str, tuple[type[Any], ...]] = {
     "approval": (Allow, Deny),
@@ -46,26 +48,18 @@ NOBODY = "callboard"
 
 
 class Correspondence:
-    """Posts letters, and looks at what has come for the runs of this process.
+    """Posts letters.
 
     Args:
-        store: where letters are kept.
-        tickets: the runs in hand, by id.
+        in_hand: the supervisor's runs.
         arrived: called with a run for which this has posted a letter.
-        clock: when letters are posted, and when calls expire.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        tickets: Mapping[str, RunTicket],
-        arrived: Callable[[str], Coroutine[Any, Any, object]],
-        clock: Clock,
-    ) -> None:
-        self._store = store
-        self._tickets = tickets
+    def __init__(self, in_hand: RunsInHand, arrived: Callable[[str], Awaitable[object]]) -> None:
+        self._store = in_hand.store
+        self._tickets = in_hand.tickets
+        self._clock = in_hand.clock
         self._arrived = arrived
-        self._clock = clock
         self._expiries: dict[str, Timer] = {}
         self._expiring: set[asyncio.Task[None]] = set()
 
@@ -130,15 +124,6 @@ class Correspondence:
         letter = PostedCancellation(run_id=entry.run_id, by=by, reason=reason, at=self._clock.time())
         await post(self._store, entry.session_id, letter)
         fault_points.reach("letter.posted", entry.run_id)
-
-    async def collect(self, ticket: RunTicket) -> None:
-        """Add to a run's mail what has come for it."""
-        if ticket.request.durable:
-            ticket.mail.take_in(await self._store.read_letters(ticket.session_id, ticket.run_id))
-
-    def undecided(self, ticket: RunTicket) -> tuple[PendingCall, ...]:
-        """Of the calls that a suspended run waits for, those that nobody has decided."""
-        return tuple(call for call in ticket.entry.pending if not ticket.mail.decides(call))
 
     # ---- expiry
 

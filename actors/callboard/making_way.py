@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
-from callboard.admission import ELSEWHERE, Admission
+from callboard.admission import ELSEWHERE
+from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import CancelRun
 from callboard_protocol.errors import CallboardError
-from callboard_storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -19,22 +19,14 @@ class MakingWay:
     """Puts such a run first in its session's line, and has whichever run is in its way stopped.
 
     Args:
-        store: where sessions last.
-        tickets: the runs in hand, by id.
-        admission: the queue.
+        in_hand: the supervisor's runs.
         cancel: stops a run, wherever it is carried.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        tickets: Mapping[str, RunTicket],
-        admission: Admission,
-        cancel: Callable[[CancelRun], Awaitable[bool]],
-    ) -> None:
-        self._store = store
-        self._tickets = tickets
-        self._admission = admission
+    def __init__(self, in_hand: RunsInHand, cancel: Callable[[CancelRun], Awaitable[bool]]) -> None:
+        self._store = in_hand.store
+        self._tickets = in_hand.tickets
+        self._admission = in_hand.admission
         self._cancel = cancel
         self._stopping: set[asyncio.Task[None]] = set()
 

@@ -10,12 +10,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from callboard.admission import ELSEWHERE
+from callboard.entries import result_of
+from callboard.incoming_letters import IncomingLetters
 from callboard.mail import RunMail
+from callboard.results import read_result
+from callboard.run_queue import RunQueue
+from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard_protocol.errors import StoreError
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, RunState
-from callboard_storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +36,24 @@ class Neighbours:
     """Waits for sessions and runs that are in another's hands.
 
     Args:
-        store: the directory they share.
-        freed: called with a session that is free again.
-        stopped: called with a followed run and its entry, once it has stopped there.
+        in_hand: the supervisor's runs.
+        queue: those that wait for a slot, and some of them for a session that another has.
+        letters: told which runs others have posted letters to.
         someone_died: called when an owner died: it may have left runs.
-        letters_came: called with the runs that others have posted letters to; with None where there were too many.
     """
 
     def __init__(
         self,
-        store: Store,
-        *,
-        freed: Callable[[str], object],
-        stopped: Callable[[RunTicket, RunEntry], Awaitable[object]],
+        in_hand: RunsInHand,
+        queue: RunQueue,
+        letters: IncomingLetters,
         someone_died: Callable[[], Awaitable[object]],
-        letters_came: Callable[[frozenset[str] | None], Awaitable[object]],
     ) -> None:
-        self._store = store
-        self._freed = freed
-        self._stopped = stopped
+        self._in_hand = in_hand
+        self._store = in_hand.store
+        self._queue = queue
+        self._letters = letters
         self._someone_died = someone_died
-        self._letters_came = letters_came
         self._last_arrival: int | None = None
         self._recovers = False
         self._sessions: set[str] = set()
@@ -62,12 +64,12 @@ class Neighbours:
         self._calling: asyncio.Task[None] | None = None
 
     def wait_for(self, session_id: str) -> None:
-        """A session is held elsewhere: `freed` is called once it is not."""
+        """A session is held elsewhere: whoever waits for it is admitted once it is not."""
         self._sessions.add(session_id)
         self._look()
 
     def follow(self, ticket: RunTicket) -> None:
-        """A run is carried elsewhere: `stopped` is called once it has stopped."""
+        """A run is carried elsewhere: whoever waits for it is answered once it has stopped."""
         self._runs[ticket.run_id] = ticket
         self._look()
 
@@ -120,12 +122,18 @@ class Neighbours:
         for session_id in list(self._sessions):
             if not await self._store.held_elsewhere(session_id):
                 self._sessions.discard(session_id)
-                self._freed(session_id)
+                self._in_hand.admission.release(ELSEWHERE, session_id)
+                self._queue.admit()
         for ticket in list(self._runs.values()):
             entry = await self._store.read_run(ticket.run_id)
             if entry is not None and (entry.state in FINAL or await self._stays_suspended(entry)):
                 self._runs.pop(ticket.run_id, None)
                 await self._stopped(ticket, entry)
+
+    async def _stopped(self, ticket: RunTicket, entry: RunEntry) -> None:
+        ticket.entry = entry
+        self._in_hand.tickets.pop(ticket.run_id, None)
+        ticket.finish(await read_result(self._store, entry, ticket.agent) if entry.state in FINAL else result_of(entry))
 
     async def _stays_suspended(self, entry: RunEntry) -> bool:
         """Whether a run waits for a decision: not one that has been decided and goes on as soon as that is noticed."""
@@ -138,7 +146,7 @@ class Neighbours:
         arrivals = await self._store.read_arrivals(self._last_arrival)
         self._last_arrival = arrivals.number
         if arrivals.run_ids is None or arrivals.run_ids:
-            await self._letters_came(arrivals.run_ids)
+            await self._letters.look_for(arrivals.run_ids)
 
     async def _call(self) -> None:
         while True:

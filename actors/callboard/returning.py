@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
-from callboard.admission import Admission
 from callboard.agents import Agent
-from callboard.clock import Clock
 from callboard.entries import interrupted, moved, parked, post_entry, write_entry
 from callboard.resuming import AS_IF_NOT_ENDED, refuse_if_moved_on, refuse_unless_resumable, resumed_with
+from callboard.run_queue import RunQueue
+from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard.waiting_runs import (
     FIRST_PAUSE_FAILED,
@@ -23,46 +22,25 @@ from callboard_protocol.errors import UnknownAgentError
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunInput, RunState
-from callboard_storage.store import Store
-
-Publish = Callable[[RunTicket, str, dict[str, Any]], None]
 
 
 class ReturningRuns:
     """Keeps runs between two of their attempts, and puts them back into the queue.
 
     Args:
-        store: where they last.
-        tickets: the runs in hand, by id.
-        agents: the registered ones, by id.
-        admission: the queue.
-        clock: what pauses go by.
-        admit: called when the queue has grown.
-        put_back: puts a run back to work that another one has delegated; it keeps no place in the queue.
-        publish: tells an event of a run.
+        in_hand: the supervisor's runs.
+        queue: those that wait for a slot.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        tickets: MutableMapping[str, RunTicket],
-        agents: Mapping[str, Agent[Any, Any]],
-        admission: Admission,
-        *,
-        clock: Clock,
-        admit: Callable[[], None],
-        put_back: Callable[[RunTicket], None],
-        publish: Publish,
-    ) -> None:
-        self._store = store
-        self._tickets = tickets
-        self._agents = agents
-        self._admission = admission
-        self._admit = admit
-        self._put_back = put_back
-        self._publish = publish
-        self._parked = GrowingPauses(FIRST_PAUSE_PARKED, LONGEST_PAUSE_PARKED, self._return, clock)
-        self._failed = GrowingPauses(FIRST_PAUSE_FAILED, LONGEST_PAUSE_FAILED, self._return, clock)
+    def __init__(self, in_hand: RunsInHand, queue: RunQueue) -> None:
+        self._store = in_hand.store
+        self._tickets = in_hand.tickets
+        self._agents = in_hand.agents
+        self._admission = in_hand.admission
+        self._publish = in_hand.publish
+        self._queue = queue
+        self._parked = GrowingPauses(FIRST_PAUSE_PARKED, LONGEST_PAUSE_PARKED, self._return, in_hand.clock)
+        self._failed = GrowingPauses(FIRST_PAUSE_FAILED, LONGEST_PAUSE_FAILED, self._return, in_hand.clock)
         self._struck = StruckRuns()
         self._is_closed = False
 
@@ -216,14 +194,15 @@ class ReturningRuns:
             event = RunInput.UNPARK if state == RunState.PARKED else RunInput.REQUEUE
             ticket.entry = moved(ticket.entry, event, pending=())
         if ticket.parent is not None:
-            self._put_back(ticket)
+            if ticket.run_id in ticket.parent.awaits:  # otherwise its parent's next attempt comes to it
+                self._queue.put_child_first(ticket)
             return
         holder = self._admission.holder_of(ticket.session_id)
         if ticket.entry.began_sequence is None or holder not in {None, ticket.run_id}:
-            self._admission.enqueue(ticket.entry.order, ticket.run_id, ticket.session_id)
+            self._queue.enqueue(ticket)
         else:
-            self._admission.requeue(ticket.entry.order, ticket.run_id, ticket.session_id)
-        self._admit()
+            self._queue.requeue(ticket)
+        self._queue.admit()
 
     def _tell_parked(self, ticket: RunTicket) -> None:
         pending = ticket.entry.pending

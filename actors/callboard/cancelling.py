@@ -1,0 +1,118 @@
+"""Runs that are stopped for good from outside, wherever they are: at work, waiting, or in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from callboard.correspondence import Correspondence
+from callboard.entries import ended_early, result_of, write_entry
+from callboard.returning import ReturningRuns
+from callboard.run_queue import RunQueue
+from callboard.runs_in_hand import RunsInHand
+from callboard.stops import StopRun, cancelled
+from callboard.taking_over import TakingOver
+from callboard.ticket import RunTicket
+from callboard_protocol.commands import CancelRun
+from callboard_protocol.errors import RunEndedError, RuntimeBusyError, StoreFullError
+from callboard_protocol.states import RunState
+
+
+class Cancelling:
+    """Stops runs where they are.
+
+    Args:
+        in_hand: the supervisor's runs.
+        queue: those that wait for a slot.
+        returning: those between two attempts.
+        taking_over: brings a run into hand that nobody carries.
+        correspondence: asks other processes.
+    """
+
+    def __init__(
+        self,
+        in_hand: RunsInHand,
+        queue: RunQueue,
+        *,
+        returning: ReturningRuns,
+        taking_over: TakingOver,
+        correspondence: Correspondence,
+    ) -> None:
+        self._in_hand = in_hand
+        self._admission = in_hand.admission
+        self._queue = queue
+        self._returning = returning
+        self._taking_over = taking_over
+        self._correspondence = correspondence
+
+    async def cancel(self, message: CancelRun) -> bool:
+        """Stop a run; once it has stopped, whether that was what stopped it.
+
+        Raises:
+            RuntimeBusyError: it is part of a session that its parent holds, which is not at work.
+            StoreFullError: the store has no room to say so.
+        """
+        ticket = await self._taking_over.found(message.run_id)
+        if ticket is None:
+            return False
+        if ticket.is_elsewhere:
+            with contextlib.suppress(RunEndedError):
+                await self._correspondence.ask_to_stop(ticket.entry, message.by, message.reason)
+            return await _cancelled_at_last(ticket)
+        ticket.stopped_by, ticket.reason = message.by, message.reason
+        stop = cancelled(ticket.run_id, message.by, message.reason)
+        self._returning.forget(ticket)
+        if ticket.task is not None:
+            if ticket.stop is not None and ticket.is_held and not ticket.result.done():
+                return False  # it has come to its end, which waits to be written
+            ticket.stop_with(stop)
+            was_cancelled = await _cancelled_at_last(ticket)
+            if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
+                return was_cancelled
+        if ticket.entry.began_sequence is not None and ticket.unreadable is None:
+            self._end_by_attempt(ticket, stop)
+            return await _cancelled_at_last(ticket)
+        await self._end_without_attempt(ticket, stop, message.reason)
+        return True
+
+    def _end_by_attempt(self, ticket: RunTicket, stop: StopRun) -> None:
+        """What a run left open in its transcript is closed by an attempt that only ends it."""
+        if ticket.is_nested and ticket.parent is not None and ticket.parent.task is None:
+            raise RuntimeBusyError(
+                f"run {ticket.run_id!r} is part of a session that its parent holds, which is not at work",
+                hint=f"cancel run {ticket.parent.run_id!r}, and this one is cancelled with it",
+            )
+        if ticket.result.done():
+            ticket.result = asyncio.get_running_loop().create_future()
+        ticket.stop = stop
+        self._admission.withdraw(ticket.run_id, ticket.session_id)
+        if not ticket.is_nested:
+            self._admission.hold(ticket.run_id, ticket.session_id)
+        self._queue.put_to_work(ticket)
+
+    async def _end_without_attempt(self, ticket: RunTicket, stop: StopRun, reason: str) -> None:
+        """A run that has written nothing to its session, or whose session cannot be read, ends in the table of runs."""
+        was_queued = self._admission.withdraw(ticket.run_id, ticket.session_id)
+        entry = ended_early(ticket.entry, "cancelled", stop.error, self._in_hand.clock.time())
+        if ticket.request.durable:
+            try:
+                await write_entry(self._in_hand.store, entry)
+            except StoreFullError:
+                if was_queued:  # as it was: nothing says that it was cancelled
+                    self._queue.enqueue(ticket)
+                    self._queue.admit()
+                raise
+        ticket.entry = entry
+        self._admission.release(ticket.run_id, ticket.session_id)
+        self._in_hand.tickets.pop(ticket.run_id, None)
+        self._in_hand.stopped += 1
+        self._in_hand.publish(ticket, "run.cancelled", {"reason": reason})
+        ticket.finish(result_of(ticket.entry))
+        self._queue.admit()
+
+
+async def _cancelled_at_last(ticket: RunTicket) -> bool:
+    """Whether the run was cancelled, once it has stopped."""
+    result = ticket.result
+    await asyncio.wait([result])
+    return result.exception() is None and result.result().stop_reason == "cancelled"

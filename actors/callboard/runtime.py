@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -14,47 +13,26 @@ from callboard.access import Agents, Runs, Sessions
 from callboard.accounts import Accounts
 from callboard.agents import Agent
 from callboard.clock import SYSTEM_CLOCK, Clock
-from callboard.closing import Closing
-from callboard.directory import BUS, EXECUTOR, GATEWAY, SUPERVISOR, Directory
-from callboard.entries import result_of
-from callboard.event_bus import EventBus, Subscription, Watchers
+from callboard.directory import Directory
+from callboard.event_bus import Subscription
 from callboard.health import RuntimeHealth
-from callboard.kernel import ActorRestart, ActorSystem, ChildSpec
 from callboard.limits import RuntimeLimits, RuntimeStats
-from callboard.loop_watchdog import LoopBlock, LoopWatchdog
-from callboard.model_gateway import ModelGateway
-from callboard.models.base import only_offline_models
 from callboard.requests import RunOptions, request_for
-from callboard.results import read_result
+from callboard.run_calls import RunCalls
 from callboard.run_events import follow_run
 from callboard.run_handle import RunHandle, RunStream
 from callboard.run_info import run_at_work
-from callboard.supervisor import RunSupervisor
+from callboard.runtime_life import RuntimeLife
 from callboard.ticket import RunTicket
-from callboard.tool_executor import ToolExecutor
-from callboard.tools.crossing import MainImport
 from callboard_protocol.base import as_seconds, check_identifier, check_name
-from callboard_protocol.commands import (
-    CancelRun,
-    DecideCall,
-    FollowRun,
-    RecoverRuns,
-    ResumeRun,
-    SendSignal,
-    SubmitRun,
-    Subscribe,
-    Unsubscribe,
-)
-from callboard_protocol.errors import ActorError, RuntimeClosedError, RuntimeClosingError, UsageError
+from callboard_protocol.commands import CancelRun, DecideCall, ResumeRun, SendSignal, Subscribe, Unsubscribe
+from callboard_protocol.errors import UsageError
 from callboard_protocol.event_base import Event
 from callboard_protocol.events import check_known_name
-from callboard_protocol.failures import describe
 from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import RunBudget, RunRequest, RunResult
-from callboard_protocol.states import FINAL, RunState
 from callboard_protocol.tools import Decision
-from callboard_storage.open_store import open_store
-from callboard_storage.store import QuarantinedRecord, Store
+from callboard_storage.store import Store
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -96,18 +74,15 @@ class Runtime:
             )
         if not isinstance(clock, Clock | None):
             raise UsageError(f"clock={clock!r:.60} tells no time", hint="clock=callboard.testing.FakeClock()")
-        self._limits = RuntimeLimits() if limits is None else limits
-        self._recover = recover
-        self._drain_timeout = as_seconds(drain_timeout)
-        self._clock: Clock = SYSTEM_CLOCK if clock is None else clock
-        self._location = store
-        self._system: ActorSystem | None = None
-        self._directory: Directory | None = None
-        self._recovering: asyncio.Task[int] | None = None
-        self._closing: Closing | None = None
-        self._watchdog: LoopWatchdog | None = None
-        self._is_starting = False
-        self._end_watch: Callable[[], None] = _nothing
+        self._life = RuntimeLife(
+            self.agents,
+            RuntimeLimits() if limits is None else limits,
+            location=store,
+            recover=recover,
+            drain_timeout=as_seconds(drain_timeout),
+            clock=SYSTEM_CLOCK if clock is None else clock,
+        )
+        self._calls = RunCalls(self._life)
 
     # ---- its life
 
@@ -127,35 +102,7 @@ class Runtime:
             StoreOpenError: the directory cannot be opened; the error says what to do.
             UsageError: it is open already, or `limits` bound a store that was made with limits of its own.
         """
-        if self._system is not None or self._is_starting:
-            raise UsageError("the runtime is open already", hint="open one Runtime once; make another for another loop")
-        MainImport.refuse("a Runtime was opened")
-        limits = self._limits
-        store = open_store(self._location, max_bytes=limits.max_store_bytes, min_free_bytes=limits.min_free_bytes)
-        self._is_starting = True
-        try:
-            await store.open()
-        finally:
-            self._is_starting = False
-        system = ActorSystem(asyncio.get_running_loop(), on_restart=self._restarted)
-        watchers, clock, only_offline = Watchers(), self._clock, only_offline_models()
-        directory = Directory(system, store, watchers, self.agents.by_id, self._clock)
-        self._system, self._directory = system, directory
-        self.agents.directory = directory
-        self._end_watch = store.watch_quarantine(self._quarantined)
-        if limits.loop_blocked_after is not None:
-            self._watchdog = LoopWatchdog(system.loop, as_seconds(limits.loop_blocked_after), told=self._loop_blocked)
-        try:
-            system.supervise(ChildSpec(BUS, lambda: EventBus(watchers)))
-            system.supervise(ChildSpec(GATEWAY, lambda: ModelGateway(clock=clock, only_offline=only_offline)))
-            processes = limits.max_tool_processes
-            system.supervise(ChildSpec(EXECUTOR, lambda: ToolExecutor(processes=processes, clock=clock)))
-            agents = self.agents.by_id
-            system.supervise(ChildSpec(SUPERVISOR, lambda: RunSupervisor(directory, agents, limits)))
-            await directory.supervisor.ask(RecoverRuns(takes_over=self._recover), timeout=None)
-        except BaseException:
-            await self.aclose()
-            raise
+        await self._life.start()
 
     async def aclose(self, *, reason: str = "aclose") -> None:
         """Take no more runs in, let those in flight come to the end of their step within `drain_timeout`, and close the
@@ -176,74 +123,16 @@ class Runtime:
         given: object = reason
         if not isinstance(given, str):
             raise UsageError(f"reason={reason!r:.60} is no text", hint="aclose(reason='deployment')")
-        if self._system is None:
-            return
-        self._system.place.require_loop("the runtime")
-        if self._closing is None:
-            self._closing = Closing(self._open, self._drain_timeout, reason, ended=self._ended)
-        await self._closing.finished()
-
-    async def _ended(self) -> None:
-        """Nothing acts any more: let go of what is left."""
-        store = self._open.store
-        self._directory = self.agents.directory = None
-        self._end_watch()
-        if self._watchdog is not None:
-            self._watchdog.close()
-            self._watchdog = None
-        try:
-            if self._recovering is not None:
-                await asyncio.gather(self._recovering, return_exceptions=True)
-            await store.close()
-        finally:
-            self._system = self._closing = None
+        await self._life.close(reason)
 
     @property
     def is_open(self) -> bool:
         """Whether it has been started and not closed."""
-        return self._system is not None
-
-    def _restarted(self, restart: ActorRestart) -> None:
-        """A new supervisor knows nothing of the runs of the one that failed until it reads them from the store."""
-        directory = self._directory
-        if directory is None:
-            return
-        told = {"actor": restart.name, "error": describe(restart.error), "restarts": restart.restarts}
-        directory.announce("actor.restarted", told)
-        if restart.name == SUPERVISOR and self._closing is None:
-            recovering = asyncio.get_running_loop().create_task(directory.supervisor.ask(RecoverRuns(), timeout=None))
-            self._recovering = recovering
-
-    def _quarantined(self, record: QuarantinedRecord) -> None:
-        """Tell of a record that cannot be read. The store calls this on whichever thread found it."""
-        directory = self._directory
-        if directory is None:
-            return
-        told = {name: getattr(record, name) for name in ("table", "key", "code", "message", "hint")}
-        raw = ("store.record_quarantined", record.run_id, record.session_id, None, directory.clock.time(), None, told)
-        directory.publish([raw])
-
-    def _loop_blocked(self, block: LoopBlock) -> None:
-        directory = self._directory
-        if directory is None:
-            return
-        told = {name: getattr(block, name) for name in ("duration", "stack", "culprit", "step", "tool")}
-        whose = (block.run_id, block.session_id, block.agent_id)
-        directory.publish([("runtime.loop_blocked", *whose, directory.clock.time(), None, told)])
+        return self._life.is_open
 
     @property
     def _open(self) -> Directory:
-        directory = self._directory
-        if directory is None:
-            raise RuntimeClosedError("the runtime is not open")
-        return directory
-
-    @property
-    def _here(self) -> Directory:
-        """`_open`, for what may be used on the runtime's own loop only."""
-        directory = self._open
-        directory.system.place.require_loop("the runtime")
-        return directory
+        return self._life.directory
 
     # ---- runs
 
@@ -296,10 +185,10 @@ class Runtime:
         """
         known, request, is_new = request_for(self.agents, agent, input, options)
         try:
-            ticket = await self._take_in(known, request, deps, is_new=is_new, awaited_by=run_at_work.get())
+            ticket = await self._calls.take_in(known, request, deps, is_new=is_new, awaited_by=run_at_work.get())
             return await asyncio.shield(ticket.result)
         except asyncio.CancelledError:
-            await self._abandon(request.run_id)
+            await self._calls.abandon(request.run_id)
             raise
 
     @overload
@@ -347,7 +236,8 @@ class Runtime:
             RuntimeBusyError: a limit is reached; nothing was started.
             RuntimeClosedError: the runtime is not open.
         """
-        return self._handle(await self._submit(agent, input, deps, options))
+        known, request, is_new = request_for(self.agents, agent, input, options)
+        return self._handle(await self._calls.take_in(known, request, deps, is_new=is_new))
 
     @overload
     def stream(
@@ -395,49 +285,16 @@ class Runtime:
         async def start() -> RunHandle[Any]:
             try:
                 awaited_by = run_at_work.get()
-                return self._handle(await self._take_in(known, request, deps, is_new=is_new, awaited_by=awaited_by))
+                ticket = await self._calls.take_in(known, request, deps, is_new=is_new, awaited_by=awaited_by)
+                return self._handle(ticket)
             except asyncio.CancelledError:
-                await self._abandon(request.run_id)
+                await self._calls.abandon(request.run_id)
                 raise
 
         return RunStream(self, request.run_id, start)
 
-    async def _submit(
-        self,
-        agent: Agent[Any, Any] | str | RunRequest,
-        said: str | Sequence[ContentPart] | None,
-        deps: Any,
-        options: RunOptions,
-    ) -> RunTicket:
-        known, request, is_new = request_for(self.agents, agent, said, options)
-        return await self._take_in(known, request, deps, is_new=is_new)
-
-    async def _take_in(
-        self, agent: Agent[Any, Any], request: RunRequest, deps: Any, *, is_new: bool, awaited_by: str = ""
-    ) -> RunTicket:
-        if self._closing is not None:
-            raise RuntimeClosingError
-        message = SubmitRun(
-            request=request, agent=agent, model=agent.model, deps=deps, is_new=is_new, awaited_by=awaited_by
-        )
-        ticket: RunTicket = await self._open.supervisor.ask(message, timeout=None)
-        return ticket
-
-    async def _abandon(self, run_id: str) -> None:
-        """The caller that a run was for has been cancelled; the run too, if it is still going."""
-        with contextlib.suppress(ActorError):
-            await self._open.supervisor.ask(CancelRun(run_id=run_id, reason="the caller was cancelled"), timeout=None)
-
     def _handle(self, ticket: RunTicket) -> RunHandle[Any]:
-        return RunHandle(self, ticket.run_id, lambda: self._settled(ticket))
-
-    async def _settled(self, ticket: RunTicket) -> RunResult[Any]:
-        """The result of a run in hand, once there is one."""
-        awaited_by = run_at_work.get()
-        if awaited_by and not ticket.result.done():
-            await self._open.supervisor.ask(FollowRun(run_id=ticket.run_id, awaited_by=awaited_by), timeout=None)
-        result: RunResult[Any] = await asyncio.shield(ticket.result)
-        return result
+        return RunHandle(self, ticket.run_id, lambda: self._calls.settled(ticket))
 
     async def wait(self, run_id: str) -> RunResult[Any]:
         """Wait until a run has stopped, whoever submitted it.
@@ -447,20 +304,7 @@ class Runtime:
             SessionHeldByAncestorError: the run that calls this holds that run's session, and would wait for itself.
         """
         check_identifier(run_id, "run id")
-        follow = FollowRun(run_id=run_id, awaited_by=run_at_work.get())
-        ticket = await self._open.supervisor.ask(follow, timeout=None)
-        if ticket is not None:
-            result: RunResult[Any] = await asyncio.shield(ticket.result)
-            return result
-        entry = await self.runs.get(run_id)
-        if entry.state in FINAL:
-            return await read_result(self._open.store, entry, self.agents.by_id.get(entry.request.agent_id))
-        if entry.state == RunState.SUSPENDED:
-            return result_of(entry)
-        raise UsageError(
-            f"run {run_id!r} is {entry.state.value!r} and nobody carries it on",
-            hint="runtime.resume(run_id) does, and so does a Runtime with recover=True",
-        )
+        return await self._calls.wait(run_id)
 
     async def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> bool:
         """Stop a run; returns once it has stopped. A finished run is left as it is.
@@ -555,17 +399,17 @@ class Runtime:
     @property
     def sessions(self) -> Sessions:
         """The sessions of the data directory."""
-        return Sessions(self._here)
+        return Sessions(self._life.here)
 
     @property
     def runs(self) -> Runs:
         """The runs of the data directory."""
-        return Runs(self._here)
+        return Runs(self._life.here)
 
     @property
     def accounts(self) -> Accounts:
         """The named accounts of the data directory."""
-        return Accounts(self._here)
+        return Accounts(self._life.here)
 
     async def subscribe(self, run_id: str | None = None, *, names: Sequence[str] = ()) -> Subscription:
         """Watch events as they happen. Close the subscription when done.
@@ -599,7 +443,7 @@ class Runtime:
             UnknownRunError: there is no such run.
             UsageError: `after` is no cursor.
         """
-        return follow_run(self._here, check_identifier(run_id, "run id"), after)
+        return follow_run(self._life.here, check_identifier(run_id, "run id"), after)
 
     def stats(self) -> RuntimeStats:
         """What is in hand right now.
@@ -616,20 +460,4 @@ class Runtime:
         Raises:
             RuntimeClosedError: the runtime is not open.
         """
-        directory = self._open
-        actors = directory.system.health
-        store, watchdog = directory.store, self._watchdog
-        return RuntimeHealth(
-            failures=actors.failures,
-            restarts=actors.restarts,
-            quarantined=store.quarantined(),
-            has_room=store.has_room,
-            held_runs=len(directory.held),
-            stall=store.stalled(),
-            loop_block=None if watchdog is None else watchdog.recent(),
-            draining=self._closing is not None,
-        )
-
-
-def _nothing() -> None:
-    """What ends a watch that was never begun."""
+        return self._life.health()

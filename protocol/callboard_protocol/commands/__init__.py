@@ -1,0 +1,100 @@
+"""The typed messages actors exchange.
+
+A `Command` is told; a `Request[Reply]` is asked, and `await ref.ask(request)` has the type `Reply`. Both are frozen
+pydantic models. What is large or live (a history, a model, a tool, deps) travels in a field marked `Live[...]`: by
+reference, unvalidated.
+"""
+
+from callboard_protocol.commands.base import Command, Live, ReplyT, Request
+from callboard_protocol.commands.to_bus import PublishEvents, Subscribe, Unsubscribe
+from callboard_protocol.commands.to_executor import CallTool, CancelCall, ReconcileCall
+from callboard_protocol.commands.to_gateway import AbandonModelCall, AskModel
+from callboard_protocol.commands.to_memory import InjectMemory, KeepMemory, WriteBackMemory
+from callboard_protocol.commands.to_session import (
+    AppendRecords,
+    AppendUnawaited,
+    CloseRun,
+    GiveUpHeld,
+    OpenSession,
+    SaveCheckpoint,
+    SettleAppends,
+)
+from callboard_protocol.commands.to_supervisor import (
+    AdoptAgent,
+    CancelRun,
+    CheckpointSession,
+    ClearStruckRun,
+    CloseAccount,
+    DecideCall,
+    DelegateRun,
+    DrainRuns,
+    DropAgent,
+    FindTicket,
+    FollowRun,
+    LeaveSlot,
+    OpenAccount,
+    OpenRunAccount,
+    ReadAccount,
+    RecoverRuns,
+    RegainSlot,
+    ReleaseSession,
+    ReserveBudget,
+    ResumeRun,
+    ResumeStruckRun,
+    SendSignal,
+    SettleBudget,
+    StopDelegated,
+    SubmitRun,
+    UseSessionAlone,
+)
+
+__all__ = [
+    "AbandonModelCall",
+    "AdoptAgent",
+    "AppendRecords",
+    "AppendUnawaited",
+    "AskModel",
+    "CallTool",
+    "CancelCall",
+    "CancelRun",
+    "CheckpointSession",
+    "ClearStruckRun",
+    "CloseAccount",
+    "CloseRun",
+    "Command",
+    "DecideCall",
+    "DelegateRun",
+    "DrainRuns",
+    "DropAgent",
+    "FindTicket",
+    "FollowRun",
+    "GiveUpHeld",
+    "InjectMemory",
+    "KeepMemory",
+    "LeaveSlot",
+    "Live",
+    "OpenAccount",
+    "OpenRunAccount",
+    "OpenSession",
+    "PublishEvents",
+    "ReadAccount",
+    "ReconcileCall",
+    "RecoverRuns",
+    "RegainSlot",
+    "ReleaseSession",
+    "ReplyT",
+    "Request",
+    "ReserveBudget",
+    "ResumeRun",
+    "ResumeStruckRun",
+    "SaveCheckpoint",
+    "SendSignal",
+    "SettleAppends",
+    "SettleBudget",
+    "StopDelegated",
+    "SubmitRun",
+    "Subscribe",
+    "Unsubscribe",
+    "UseSessionAlone",
+    "WriteBackMemory",
+]

@@ -6,6 +6,7 @@ import asyncio
 import difflib
 from collections.abc import Mapping
 
+from callboard import fault_points
 from callboard.budgets import Budgets
 from callboard.ticket import RunTicket
 from callboard.tree_spending import spent_by
@@ -65,6 +66,7 @@ class AccountKeeping:
             entry = await self._store.keep_account(name, budget, opens=opens)
             if entry is None:
                 raise await self._unknown(name)
+            fault_points.reach("account.recorded", name)
             await self._take_over(entry, known)
         return self._standing(name)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from callboard.budgets import Budgets
 from callboard.checkpoints import fold_at
 from callboard.children import Children
 from callboard.correspondence import Correspondence
+from callboard.deadline import Deadline
 from callboard.directory import Directory
 from callboard.entries import (
     ended_early,
@@ -163,6 +165,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             letters_came=self._letters_came,
         )
         self._stopping: set[asyncio.Task[bool]] = set()
+        self._ending_early: dict[str, asyncio.Task[None]] = {}
         self._correspondence = Correspondence(self._store, self._tickets, self._letter_came, directory.clock)
         self._children = Children(
             directory.store,
@@ -641,6 +644,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._running -= 1
         if ticket.deadline is not None:
             ticket.deadline.cancel()
+            ticket.deadline = None
         self._sessions.leave(ticket.session_id)
         counted = self._budgets.close(ticket.run_id)
         self._returning.clear(ticket.run_id)
@@ -708,7 +712,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         left = self._budgets.open(message.run_id, Limits.of(budget), message.spent, above, counted_above=counted_above)
         if budget.max_duration is not None:
             time_left = max(0.0, as_seconds(budget.max_duration) - message.running)
-            ticket.deadline = self._directory.clock.call_later(time_left, self._out_of_time, ticket)
+            ticket.deadline = Deadline(self._directory.clock, time_left, partial(self._out_of_time, ticket))
         return left
 
     @handles(concurrent=True)
@@ -737,10 +741,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._budgets.settle(message)
 
     def _out_of_time(self, ticket: RunTicket) -> None:
-        waited = 0.0 if ticket.hold is None else ticket.hold.take_waited()
-        if waited:
-            ticket.deadline = self._directory.clock.call_later(waited, self._out_of_time, ticket)
-            return
         error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
         ticket.stop_with(StopRun("budget_exhausted", error))
 
@@ -830,13 +830,12 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 await self._correspondence.ask_to_stop(ticket.entry, message.by, message.reason)
             await asyncio.wait([ticket.result])
             return _was_cancelled(ticket)
-        ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = cancelled(ticket.run_id, message.by, message.reason)
         self._returning.forget(ticket)
         if ticket.task is not None:
             if ticket.stop is not None and ticket.is_held and not ticket.result.done():
                 return False  # it has come to its end, which waits to be written
-            ticket.stop_with(stop)
+            ticket.stop_with(stop, by=message.by, reason=message.reason)
             await asyncio.wait([ticket.result])
             if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
                 return _was_cancelled(ticket)
@@ -849,13 +848,28 @@ class RunSupervisor(Actor[SupervisorCommand]):
                 )
             if ticket.result.done():
                 ticket.result = asyncio.get_running_loop().create_future()
-            ticket.stop = stop
+            ticket.stop, ticket.stopped_by, ticket.reason = stop, message.by, message.reason
             self._admission.withdraw(ticket.run_id, ticket.session_id)
             if not ticket.is_nested:
                 self._admission.hold(ticket.run_id, ticket.session_id)
             self._put_to_work(ticket)
             await asyncio.wait([ticket.result])
             return _was_cancelled(ticket)
+        ending = self._ending_early.get(ticket.run_id)
+        if ending is None:
+            ending = asyncio.get_running_loop().create_task(self._end_early(ticket, stop, message.reason))
+            self._ending_early[ticket.run_id] = ending
+            ending.add_done_callback(lambda _: self._ending_early.pop(ticket.run_id))
+        await asyncio.wait([ending])
+        ending.result()
+        return True
+
+    async def _end_early(self, ticket: RunTicket, stop: StopRun, reason: str) -> None:
+        """Cancel a run that has left nothing to be closed.
+
+        Raises:
+            StoreFullError: it could not be written; the run waits as before.
+        """
         was_queued = self._admission.withdraw(ticket.run_id, ticket.session_id)
         entry = ended_early(ticket.entry, "cancelled", stop.error, self._directory.clock.time())
         if ticket.request.durable:
@@ -869,10 +883,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._admission.release(ticket.run_id, ticket.session_id)
         self._tickets.pop(ticket.run_id, None)
         self._stopped += 1
-        self._publish(ticket, "run.cancelled", {"reason": message.reason})
+        self._publish(ticket, "run.cancelled", {"reason": reason})
         ticket.finish(result_of(ticket.entry))
         self._admit()
-        return True
 
     @handles(concurrent=True)
     async def drain(self, message: DrainRuns) -> int:

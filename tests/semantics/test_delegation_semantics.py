@@ -36,7 +36,6 @@ from callboard_protocol.states import FINAL, RunState
 
 pytestmark = pytest.mark.anyio
 
-FOREVER = 3600
 EIGHT = {f"item{n}": n for n in range(8)}
 
 
@@ -87,17 +86,17 @@ async def test_a_child_that_does_not_complete_returns_a_result_that_says_so(plac
         assert failed.error_details is not None
         assert "no way" in failed.error_details.message
         exhausted = await ctx.delegate("asking", "x", budget=RunBudget(max_steps=0))
-        late = await ctx.delegate("sleeping", "x", budget=RunBudget(max_duration=0.01))
+        late = await ctx.delegate("hanging", "x", budget=RunBudget(max_duration=0.01))
         return f"{failed.stop_reason} {exhausted.stop_reason} {late.stop_reason}"
 
-    async def sleep(ctx: RunContext[None]) -> str:
-        await ctx.sleep(FOREVER)
+    async def hang(ctx: RunContext[None]) -> str:
+        await asyncio.Event().wait()
         return "never"
 
     agents = [
         Agent("failing", pattern=fail),
         Agent("asking", model=ScriptedModel(lambda _: "never")),
-        Agent("sleeping", pattern=sleep),
+        Agent("hanging", pattern=hang),
         Agent("boss", pattern=pattern),
     ]
     async with place.runtime(*agents) as runtime:

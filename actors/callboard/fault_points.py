@@ -14,6 +14,7 @@ from callboard_protocol.records import (
     IntentRecorded,
     LogRecord,
     OutcomeVoided,
+    ReservationRecorded,
     RunBegan,
     RunEnded,
     RunResumed,
@@ -31,6 +32,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "run.ended": "a run's last record is on disk",
         "step.about_to_act": "a model, a tool, a function or a reconcile is about to be called, another agent to be "
         "given work, or a run to wait",
+        "step.reservation_recorded": "it is on disk what a model call of a limited run may cost",
         "step.intent_recorded": "it is on disk that a tool is about to act",
         "step.outcome_received": "what came of a step is known, and not yet written",
         "step.recorded": "what came of a step is on disk",
@@ -51,6 +53,7 @@ _RECORDED: Final[Mapping[type[LogRecord], str]] = MappingProxyType(
         RunResumed: "run.resumed",
         RunSuspended: "run.suspended",
         RunEnded: "run.ended",
+        ReservationRecorded: "step.reservation_recorded",
         IntentRecorded: "step.intent_recorded",
         StepCompleted: "step.recorded",
         OutcomeVoided: "step.voided",

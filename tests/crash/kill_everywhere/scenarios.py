@@ -220,6 +220,7 @@ def company() -> list[Agent[Any, Any]]:
         tools=[price, deposit, publish],
         pattern=everything,
         memory=WindowMemory(),
+        budget=RunBudget(max_total_tokens=100_000),
         state_type=dict,
         version="7",
     )

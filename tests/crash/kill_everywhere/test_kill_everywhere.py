@@ -54,6 +54,7 @@ POINTS = {
     "run.resumed",
     "run.ended",
     "step.about_to_act",
+    "step.reservation_recorded",
     "step.intent_recorded",
     "step.outcome_received",
     "step.recorded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 
+from callboard import fault_points
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard.tree_spending import spent_by
@@ -61,6 +62,7 @@ class AccountKeeping:
             entry = await self._store.keep_account(name, budget, opens=opens)
             if entry is None:
                 raise await self._unknown(name)
+            fault_points.reach("account.recorded", name)
             await self._take_over(entry, known)
         return self._standing(name)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from callboard.account_keeping import AccountKeeping
+from callboard.deadline import Deadline
 from callboard.runs_in_hand import RunsInHand
 from callboard.stops import StopRun
 from callboard.ticket import RunTicket
@@ -50,13 +52,10 @@ class AccountOpening:
         left = self._budgets.open(message.run_id, Limits.of(budget), message.spent, above, counted_above=counted_above)
         if budget.max_duration is not None:
             time_left = max(0.0, as_seconds(budget.max_duration) - message.running)
-            ticket.deadline = self._clock.call_later(time_left, self._out_of_time, ticket)
+            ticket.deadline = Deadline(self._clock, time_left, partial(_out_of_time, ticket))
         return left
 
-    def _out_of_time(self, ticket: RunTicket) -> None:
-        waited = 0.0 if ticket.hold is None else ticket.hold.take_waited()
-        if waited:
-            ticket.deadline = self._clock.call_later(waited, self._out_of_time, ticket)
-            return
-        error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
-        ticket.stop_with(StopRun("budget_exhausted", error))
+
+def _out_of_time(ticket: RunTicket) -> None:
+    error = BudgetExhaustedError(f"run {ticket.run_id} ran out of time (max_duration)", limit="max_duration")
+    ticket.stop_with(StopRun("budget_exhausted", error))

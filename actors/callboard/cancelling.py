@@ -44,6 +44,7 @@ class Cancelling:
         self._returning = returning
         self._taking_over = taking_over
         self._correspondence = correspondence
+        self._ending: dict[str, asyncio.Task[None]] = {}
 
     async def cancel(self, message: CancelRun) -> bool:
         """Stop a run; once it has stopped, whether that was what stopped it.
@@ -59,23 +60,28 @@ class Cancelling:
             with contextlib.suppress(RunEndedError):
                 await self._correspondence.ask_to_stop(ticket.entry, message.by, message.reason)
             return await _cancelled_at_last(ticket)
-        ticket.stopped_by, ticket.reason = message.by, message.reason
         stop = cancelled(ticket.run_id, message.by, message.reason)
         self._returning.forget(ticket)
         if ticket.task is not None:
             if ticket.stop is not None and ticket.is_held and not ticket.result.done():
                 return False  # it has come to its end, which waits to be written
-            ticket.stop_with(stop)
+            ticket.stop_with(stop, by=message.by, reason=message.reason)
             was_cancelled = await _cancelled_at_last(ticket)
             if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
                 return was_cancelled
         if ticket.entry.began_sequence is not None and ticket.unreadable is None:
-            self._end_by_attempt(ticket, stop)
+            self._end_by_attempt(ticket, stop, message)
             return await _cancelled_at_last(ticket)
-        await self._end_without_attempt(ticket, stop, message.reason)
+        ending = self._ending.get(ticket.run_id)
+        if ending is None:
+            work = self._end_without_attempt(ticket, stop, message.reason)
+            ending = self._ending[ticket.run_id] = asyncio.get_running_loop().create_task(work)
+            ending.add_done_callback(lambda _: self._ending.pop(ticket.run_id))
+        await asyncio.wait([ending])
+        ending.result()
         return True
 
-    def _end_by_attempt(self, ticket: RunTicket, stop: StopRun) -> None:
+    def _end_by_attempt(self, ticket: RunTicket, stop: StopRun, message: CancelRun) -> None:
         """What a run left open in its transcript is closed by an attempt that only ends it."""
         if ticket.is_nested and ticket.parent is not None and ticket.parent.task is None:
             raise RuntimeBusyError(
@@ -84,7 +90,7 @@ class Cancelling:
             )
         if ticket.result.done():
             ticket.result = asyncio.get_running_loop().create_future()
-        ticket.stop = stop
+        ticket.stop, ticket.stopped_by, ticket.reason = stop, message.by, message.reason
         self._admission.withdraw(ticket.run_id, ticket.session_id)
         if not ticket.is_nested:
             self._admission.hold(ticket.run_id, ticket.session_id)

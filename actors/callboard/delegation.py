@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal, TypeAlias
 
+from callboard import fault_points
 from callboard.agents import Agent, find_agent
 from callboard.live_run import LiveRun
 from callboard.plain_steps import step_record
@@ -138,6 +139,8 @@ async def _carry_out(
 ) -> StepCompleted:
     """Have the child run, unless an earlier attempt did, and record what came of it."""
     await run.be_ready()
+    if fault_points.armed is not None:
+        fault_points.reach("step.about_to_act", request.run_id)
     started = run.directory.clock.monotonic()
     is_shared = request.session_id == run.session_id
     try:

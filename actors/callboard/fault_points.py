@@ -14,6 +14,7 @@ from callboard_protocol.records import (
     IntentRecorded,
     LogRecord,
     OutcomeVoided,
+    ReservationRecorded,
     RunBegan,
     RunEnded,
     RunResumed,
@@ -29,7 +30,9 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "run.resumed": "the first record of a further attempt is on disk",
         "run.suspended": "it is on disk that a run waits for somebody",
         "run.ended": "a run's last record is on disk",
-        "step.about_to_act": "a model, a tool, a function or a reconcile is about to be called, or a run to wait",
+        "step.about_to_act": "a model, a tool, a function or a reconcile is about to be called, another agent to be "
+        "given work, or a run to wait",
+        "step.reservation_recorded": "it is on disk what a model call of a limited run may cost",
         "step.intent_recorded": "it is on disk that a tool is about to act",
         "step.outcome_received": "what came of a step is known, and not yet written",
         "step.recorded": "what came of a step is on disk",
@@ -37,6 +40,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "sleep.recorded": "it is on disk when a sleep ends",
         "decision.recorded": "a run has taken in what somebody decided about a call, and that is on disk",
         "letter.posted": "a decision, a value or a cancellation for a run is on disk, and the run has not seen it",
+        "account.recorded": "a named account was opened or given a budget, and that is on disk",
         "checkpoint.recorded": "a checkpoint under a caller's name is on disk",
         "fork.recorded": "a fork of a session is on disk",
     }
@@ -49,6 +53,7 @@ _RECORDED: Final[Mapping[type[LogRecord], str]] = MappingProxyType(
         RunResumed: "run.resumed",
         RunSuspended: "run.suspended",
         RunEnded: "run.ended",
+        ReservationRecorded: "step.reservation_recorded",
         IntentRecorded: "step.intent_recorded",
         StepCompleted: "step.recorded",
         OutcomeVoided: "step.voided",
@@ -58,7 +63,8 @@ _RECORDED: Final[Mapping[type[LogRecord], str]] = MappingProxyType(
 )
 
 armed: Callable[[str, str], object] | None = None
-"""What is called with each point that is passed and whom it is about: a call id, a run id or a session id."""
+"""What is called with each point that is passed and whom it is about: a call id, a run id, a session id or an account's
+name."""
 
 
 def reach(point: str, subject: str) -> None:
@@ -66,7 +72,7 @@ def reach(point: str, subject: str) -> None:
 
     Args:
         point: one of `POINTS`.
-        subject: whom it is about: a call id (``{run_id}:{step}``), a run id or a session id.
+        subject: whom it is about: a call id (``{run_id}:{step}``), a run id, a session id or an account's name.
     """
     if armed is not None:
         armed(point, subject)

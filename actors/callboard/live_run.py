@@ -191,7 +191,7 @@ class LiveRun:
     # ---- time
 
     def running(self) -> float:
-        """Seconds this run has spent running, all attempts together; waiting for a slot does not count."""
+        """Seconds this run has spent running, all attempts together; what it has waited does not count."""
         now = self.clock.monotonic()
         paused = self._paused + (now - self._pause_began if self._pauses else 0.0)
         return self._running_before + now - self._started - paused
@@ -202,6 +202,8 @@ class LiveRun:
         """
         if not self._pauses:
             self._pause_began = self.clock.monotonic()
+            if self.ticket.deadline is not None:
+                self.ticket.deadline.pause()
         self._pauses += 1
         self.boundary.rest(acting=False)
 
@@ -211,6 +213,8 @@ class LiveRun:
         self.boundary.go_on(acting=False)
         if not self._pauses:
             self._paused += self.clock.monotonic() - self._pause_began
+            if self.ticket.deadline is not None:
+                self.ticket.deadline.go_on()
 
     def heed_stop(self) -> None:
         """Let nothing more begin in a run that is being stopped, also where its pattern swallowed the cancellation.

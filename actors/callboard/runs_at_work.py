@@ -142,6 +142,7 @@ class RunsAtWork:
         in_hand.running -= 1
         if ticket.deadline is not None:
             ticket.deadline.cancel()
+            ticket.deadline = None
         in_hand.sessions.leave(ticket.session_id)
         counted = in_hand.budgets.close(ticket.run_id)
         self._returning.clear(ticket.run_id)

@@ -50,7 +50,6 @@ class StorageHold:
         self._nobody_waits = asyncio.Event()
         self._nobody_waits.set()
         self._since = 0.0
-        self._uncounted = 0.0
         self._owes_cancellation = False
         self.is_suspended = False
 
@@ -114,15 +113,6 @@ class StorageHold:
         if self._session.is_alive():
             self._session.tell(GiveUpHeld(run_id=self._run.run_id))
 
-    def take_waited(self) -> float:
-        """Seconds the run has waited since this was last asked."""
-        now = self._run.clock.monotonic()
-        waited, self._uncounted = self._uncounted, 0.0
-        if self.is_suspended:
-            waited += now - self._since
-            self._since = now
-        return waited
-
     def close(self) -> None:
         """The attempt has ended."""
         if self.is_suspended:
@@ -165,7 +155,6 @@ class StorageHold:
         """Wait no more; the seconds it took."""
         self.is_suspended = False
         waited = self._run.clock.monotonic() - self._since
-        self._uncounted += waited
         self._run.directory.held.pop(self._run.run_id, None)
         self._run.unpause()
         return waited

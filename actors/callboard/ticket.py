@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from callboard.agents import Agent
 from callboard.boundary import StepBoundary
-from callboard.clock import Timer
+from callboard.deadline import Deadline
 from callboard.history import MessageView
 from callboard.mail import RunMail
 from callboard.models.base import Model
@@ -67,7 +67,7 @@ class RunTicket:
         is_interrupting: whether a run that turns out to have its session is to be stopped for it.
         is_recovered: whether this is not the process's first look at it: an earlier process took it in, or it had ended
             and was resumed.
-        deadline: the timer of its `max_duration`.
+        deadline: of its `max_duration`; None where that has no limit.
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has had its first turn.
         is_elsewhere: whether another living process carries it.
@@ -146,7 +146,7 @@ class RunTicket:
         self.is_at_work = False
         self.is_elsewhere = False
         self.boundary: StepBoundary | None = None
-        self.deadline: Timer | None = None
+        self.deadline: Deadline | None = None
         self.parked_for = ""
         self.unreadable: DamagedRecordError | None = None
         self.hold: StorageHold | None = None
@@ -208,10 +208,16 @@ class RunTicket:
         """What the run may use up: what it was last resumed with, what was asked for, or else the agent's."""
         return self.entry.budget or self.request.budget or agent.budget
 
-    def stop_with(self, stop: StopRun) -> None:
-        """Stop the attempt at work. Only the first call counts: a second cancellation would cut its ending short."""
+    def stop_with(self, stop: StopRun, *, by: str = "", reason: str = "") -> None:
+        """Stop the attempt at work. Only the first call counts: a second cancellation would cut its ending short.
+
+        Args:
+            stop: how.
+            by: who asked for it.
+            reason: why they asked.
+        """
         if self.task is not None and self.stop is None:
-            self.stop = stop
+            self.stop, self.stopped_by, self.reason = stop, by, reason
             # A task that is cancelled before its first turn never runs; the attempt looks at `stop` when it begins.
             if self.is_at_work and (self.hold is None or not self.hold.is_suspended or self.hold.stop()):
                 self.task.cancel()

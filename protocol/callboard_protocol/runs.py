@@ -24,7 +24,7 @@ class RunBudget(Given):
 
     Attributes:
         max_steps: model calls.
-        max_duration: time spent running, in seconds or as a timedelta; waiting in a queue does not count.
+        max_duration: time spent running, in seconds or as a timedelta; what the run waits does not count.
         max_tool_calls: tool calls.
         max_total_tokens: tokens read and written.
         max_cost_usd: US dollars.

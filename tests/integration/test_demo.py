@@ -21,6 +21,8 @@ from callboard.demo.auditor import Call, Desk, Finding, Seen, decide
 from callboard.demo.batch import Outcome, Plan, Watcher, run_batch, schedule_kills
 from callboard.demo.books import Books, Standing
 from callboard.demo.facts import read_facts
+from callboard.demo.publishing import Publication
+from callboard.demo.report import held
 from callboard.demo.worker import System
 from callboard_protocol.errors import UsageError
 
@@ -232,16 +234,35 @@ def small_plan(out: Path, *, kills: bool) -> Plan:
 def test_the_handmade_batch_finishes_and_loses_nothing_under_kills(tmp_path: Path) -> None:
     outcome = asyncio.run(run_batch("handmade", small_plan(tmp_path / "out", kills=True), Silent()))
     assert (outcome.sessions, outcome.lost, outcome.invented) == (36, (), ())
-    assert outcome.kills > 0
+    assert outcome.kills
     assert outcome.books.used_again == 0
 
 
 def test_callboard_finishes_and_neither_loses_nor_repeats_under_kills(tmp_path: Path) -> None:
     outcome = asyncio.run(run_batch("callboard", small_plan(tmp_path / "out", kills=True), Silent()))
     assert (outcome.sessions, outcome.lost, outcome.invented) == (36, (), ())
-    assert outcome.kills > 0
+    assert outcome.kills
     assert outcome.books.filed_twice == 0
     assert outcome.books.used_again == 0
+    publication = outcome.publication
+    assert publication is not None
+    assert publication.asked < outcome.kills[0] < outcome.kills[-1] < publication.decided
+    assert (publication.decided_by, publication.stop_reason) == ("the demo", "completed")
+    assert outcome.books.published == 1
+
+
+def test_a_report_that_was_published_twice_or_asked_about_too_late_is_told(tmp_path: Path) -> None:
+    plan = Plan(tree(tmp_path, empty=""), reference.Reference(), tmp_path)
+    asked = Publication(asked=1.0, decided=3.0, decided_by="ann", stop_reason="completed")
+
+    def outcome(published: int, first_kill: float) -> Outcome:
+        books = Standing(published=published)
+        return Outcome("callboard", 1, (first_kill,), (), (), 1.0, 1, books, [], asked)
+
+    assert held(outcome(1, 2.0), plan)
+    assert not held(outcome(2, 2.0), plan)
+    assert not held(outcome(0, 2.0), plan)
+    assert not held(outcome(1, 0.5), plan)
 
 
 # ---- the command
@@ -254,7 +275,9 @@ def test_the_command_runs_both_batches_and_leaves_its_reports(
     with pytest.raises(SystemExit) as ended:
         run(["demo", "--path", str(tmp_path), "--out", str(tmp_path / "out"), "--no-crash"])
     assert ended.value.code == 0
-    assert "3/3" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "3/3" in told
+    assert "the demo, 1x" in told
     findings = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text("utf-8").splitlines()]
     assert findings[0]["severity"] == "high"
     assert all(found["times_filed"] == 1 for found in findings)

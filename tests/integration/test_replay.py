@@ -302,6 +302,20 @@ async def test_changed_code_is_told_on_with_both_sides(
         report.check()
 
 
+async def test_no_other_agent_is_given_work_by_a_replay(tmp_path: Path) -> None:
+    def delegating(*parts: str) -> Agent[Any, Any]:
+        async def share_out(ctx: RunContext[Any]) -> str:
+            if ctx.input_text in parts:
+                return str(await ctx.step("count", count, ctx.input_text))
+            return " ".join([(await ctx.delegate("worker", part)).output for part in parts])
+
+        return agent(share_out)
+
+    history = await record(tmp_path / "data", delegating("one"), "all")
+    assert sorted(verdicts(await replay(delegating("one"), history))) == [("r0", "fits", ""), ("r0:0", "fits", "")]
+    assert ("r0", "past its end", "1") in verdicts(await replay(delegating("one", "two"), history))
+
+
 async def test_a_misfit_in_one_run_says_nothing_of_the_others(tmp_path: Path) -> None:
     async def today(ctx: RunContext[Any]) -> str:
         if ctx.input_text == "two":

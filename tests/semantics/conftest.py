@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import lmdb
 import pytest
 
-from callboard import Agent, RunResult, Runtime
+from callboard import Agent, Message, RunResult, Runtime
 from callboard_protocol.records import LogRecord
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
@@ -211,6 +211,23 @@ def _die() -> Callable[[], Any]:
 @pytest.fixture(name="until")
 def _until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
     return until
+
+
+def well_formed(transcript: Sequence[Message]) -> bool:
+    """Whether each call is answered, right behind the turn that asks for it."""
+    waiting: list[str | None] = []
+    for message in transcript:
+        if message.role == "tool" and message.tool_call_id in waiting:
+            waiting.remove(message.tool_call_id)
+        elif waiting or message.role == "tool":
+            return False
+        waiting.extend(call.id for call in message.tool_calls)
+    return not waiting
+
+
+@pytest.fixture(name="well_formed")
+def _well_formed() -> Callable[[Sequence[Message]], bool]:
+    return well_formed
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ from callboard_protocol.states import FINAL, RunState
 
 pytestmark = pytest.mark.anyio
 
-FOREVER = 3600
 EIGHT = {f"item{n}": n for n in range(8)}
 
 
@@ -87,17 +86,17 @@ async def test_a_child_that_does_not_complete_returns_a_result_that_says_so(plac
         assert failed.error_details is not None
         assert "no way" in failed.error_details.message
         exhausted = await ctx.delegate("asking", "x", budget=RunBudget(max_steps=0))
-        late = await ctx.delegate("sleeping", "x", budget=RunBudget(max_duration=0.01))
+        late = await ctx.delegate("hanging", "x", budget=RunBudget(max_duration=0.01))
         return f"{failed.stop_reason} {exhausted.stop_reason} {late.stop_reason}"
 
-    async def sleep(ctx: RunContext[None]) -> str:
-        await ctx.sleep(FOREVER)
+    async def hang(ctx: RunContext[None]) -> str:
+        await asyncio.Event().wait()
         return "never"
 
     agents = [
         Agent("failing", pattern=fail),
         Agent("asking", model=ScriptedModel(lambda _: "never")),
-        Agent("sleeping", pattern=sleep),
+        Agent("hanging", pattern=hang),
         Agent("boss", pattern=pattern),
     ]
     async with place.runtime(*agents) as runtime:
@@ -260,15 +259,15 @@ def hanging_tree(place: Any, width: int, depth: int) -> list[Agent[Any, Any]]:
 
 @pytest.mark.semantics("G6")
 async def test_cancelling_a_run_stops_its_whole_tree_and_every_result_says_who_and_why(place: Any, until: Any) -> None:
-    async with place.runtime(*hanging_tree(place, width=4, depth=3)) as runtime:
-        handle = await runtime.submit("node", "3", run_id="r")
-        await until(lambda: place.noted.count("hangs") == 64)
+    async with place.runtime(*hanging_tree(place, width=10, depth=2)) as runtime:
+        handle = await runtime.submit("node", "2", run_id="r")
+        await until(lambda: place.noted.count("hangs") == 100)
         began = time.monotonic()
         assert await runtime.cancel("r", reason="user left", by="ann")
         took = time.monotonic() - began
-        assert place.noted.count("stopped") == 64
+        assert place.noted.count("stopped") == 100
         entries = await runtime.runs.list()
-        assert len(entries) == 1 + 4 + 16 + 64
+        assert len(entries) == 1 + 10 + 100
         assert {entry.state for entry in entries} == {RunState.CANCELLED}
         assert max(entry.ended_at for entry in entries) == (await runtime.runs.get("r")).ended_at
         assert took < 2, took

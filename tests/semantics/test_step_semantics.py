@@ -900,7 +900,7 @@ async def test_calls_that_are_not_concurrency_safe_never_overlap_each_other(plac
 
 @pytest.mark.semantics("D22")
 @pytest.mark.parametrize("ends", ["completed", "failed", "cancelled", "max_steps", "asked again"])
-async def test_no_call_stays_unanswered(place: Any, ends: str) -> None:
+async def test_no_call_stays_unanswered(place: Any, well_formed: Any, ends: str) -> None:
     begun = asyncio.Event()
 
     @tool(read_only=True)
@@ -909,16 +909,6 @@ async def test_no_call_stays_unanswered(place: Any, ends: str) -> None:
         begun.set()
         await asyncio.Event().wait()
         return "never"
-
-    def well_formed(messages: Sequence[Message]) -> bool:
-        waiting: list[str] = []
-        for message in messages:
-            if message.role == "tool" and message.tool_call_id in waiting:
-                waiting.remove(message.tool_call_id)
-            elif waiting or message.role == "tool":
-                return False
-            waiting.extend(call.id for call in message.tool_calls)
-        return not waiting
 
     def think(request: ModelRequest) -> Any:
         assert well_formed(request.messages)

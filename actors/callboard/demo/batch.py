@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from callboard.demo.books import Standing, key_of
+from callboard.demo.publishing import Publication, allow
 from callboard.demo.reference import Reference
 from callboard.demo.sources import Sources
 from callboard.demo.tracker_client import TrackerClient
@@ -63,23 +64,25 @@ class Outcome:
 
     Attributes:
         sessions: sessions that ended with the answer the uncrashed pass gives.
-        kills: how often the worker died by a signal.
+        kills: when the worker died by a signal, in unix seconds.
         lost: findings of the uncrashed pass that are not in the books.
         invented: findings in the books that the uncrashed pass does not file.
         seconds: from the first worker's start to the last one's end, restarts included.
         books: the tracker's figures.
         findings: every finding, with how often it was filed.
+        publication: what became of the question whether the report may be published; None where nobody asked.
     """
 
     system: System
     sessions: int
-    kills: int
+    kills: tuple[float, ...]
     lost: tuple[str, ...]
     invented: tuple[str, ...]
     seconds: float
     steps: int
     books: Standing
     findings: list[dict[str, Any]] = field(repr=False)
+    publication: Publication | None = None
 
     @property
     def steps_per_second(self) -> float:
@@ -148,6 +151,9 @@ async def _run_batch(system: System, plan: Plan, watcher: Watcher) -> Outcome:
                 with suppress(asyncio.CancelledError, BatchFailedError, ConnectionError):
                     await follow
             seconds = time.monotonic() - started
+            publication = None
+            if system == "callboard":
+                publication = await allow(data, tracker, len(plan.sources.modules))
             books, findings = await tracker.books()
     said: dict[str, str] = json.loads(answers.read_text(encoding="utf-8"))
     expected = plan.reference.findings.keys()
@@ -162,16 +168,17 @@ async def _run_batch(system: System, plan: Plan, watcher: Watcher) -> Outcome:
         steps=plan.reference.steps,
         books=books,
         findings=findings,
+        publication=publication,
     )
 
 
 async def _keep_working(
     system: System, plan: Plan, tracker: TrackerClient, watcher: Watcher, follow: asyncio.Task[None]
-) -> int:
-    """Start a worker as often as one dies by a signal; how often that was."""
+) -> tuple[float, ...]:
+    """Start a worker as often as one dies by a signal; when that was."""
     log = plan.out / f"worker-{system}.log"
     due = list(plan.kills)
-    kills = 0
+    kills: list[float] = []
     while True:
         async with _child("worker", log, str(plan.out / "data" / system / "assignment.json")) as worker:
             watcher.worker_started(system, worker.pid)
@@ -186,14 +193,14 @@ async def _keep_working(
                 killer.cancel()
                 end.cancel()
         if code == 0:
-            return kills
+            return tuple(kills)
         if code > 0:
             raise BatchFailedError(
                 f"the {system} worker gave up (exit code {code}): {_last_line(log)}", hint=f"see {log}"
             )
-        kills += 1
+        kills.append(time.time())
         del due[:1]
-        watcher.worker_killed(system, kills)
+        watcher.worker_killed(system, len(kills))
 
 
 async def _kill_at(calls: int, tracker: TrackerClient, worker: asyncio.subprocess.Process) -> None:

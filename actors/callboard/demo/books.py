@@ -19,6 +19,7 @@ class Books:
         finished: the sessions whose model has given its last answer.
         filing: filings received and not yet answered.
         cut_off: filings whose sender was gone before the answer.
+        published: how often the report of the audit was published.
     """
 
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Books:
     finished: set[str] = field(default_factory=set)
     filing: int = 0
     cut_off: int = 0
+    published: int = 0
     _asked: dict[str, int] = field(default_factory=dict)
     _acted: dict[str, int] = field(default_factory=dict)
 
@@ -59,6 +61,10 @@ class Books:
             self.finished.add(session)
         return {"paid": True}
 
+    def publish(self) -> None:
+        """Publish the report, again if it is asked for again."""
+        self.published += 1
+
     def standing(self) -> Standing:
         """The figures so far."""
         return Standing(
@@ -70,6 +76,7 @@ class Books:
             sessions=len(self.finished),
             filing=self.filing,
             cut_off=self.cut_off,
+            published=self.published,
         )
 
     def everything(self) -> dict[str, Any]:
@@ -91,6 +98,7 @@ class Standing:
         sessions: sessions whose model has given its last answer.
         filing: filings in flight now.
         cut_off: filings whose sender was gone before the answer.
+        published: how often the report of the audit was published.
     """
 
     findings: int = 0
@@ -101,6 +109,7 @@ class Standing:
     sessions: int = 0
     filing: int = 0
     cut_off: int = 0
+    published: int = 0
 
 
 def key_of(module: str, line: int, rule: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from callboard import (
     Agent,
@@ -24,6 +25,7 @@ from callboard import (
     tool,
 )
 from callboard.demo.auditor import Call, Desk, Json, Seen, decide, module_of
+from callboard.demo.publishing import ask_for_leave, publisher
 from callboard.demo.reference import call_tool, receipt
 from callboard.demo.tracker_client import TrackerClient
 
@@ -139,17 +141,20 @@ def session_of(module: str) -> str:
 async def run_batch(
     data: Path, tasks: dict[str, str], desk: AuditDesk, tracker: TrackerClient, concurrency: int
 ) -> dict[str, str]:
-    """Carry every session to its answer, so many at a time.
+    """Carry every session to its answer, so many at a time. The report of it all waits for leave to be published.
 
     A restart submits everything again: a run id that is known is not run twice, and what was unfinished has already
     been taken up by the time its handle is back.
 
     Raises:
         RunFailedError: a run did not complete.
+        NotAskedError: the report does not wait for leave.
     """
     agent = auditor(desk, tracker, resume_attempts=100)
     limits = RuntimeLimits(max_concurrent_runs=concurrency, max_queued_runs=2 * len(tasks))
-    async with Runtime([agent], store=data / "store", limits=limits) as runtime:
+    agents: list[Agent[Any, str]] = [agent, publisher(tracker, len(tasks))]
+    async with Runtime(agents, store=data / "store", limits=limits) as runtime:
+        await ask_for_leave(runtime)
         handles = await asyncio.gather(
             *(
                 runtime.submit(agent, task, session_id=session_of(module), run_id=f"audit-{session_of(module)}")

@@ -22,16 +22,44 @@ _WORST_MODULES = 15
 _Row = tuple[str, Callable[[Outcome], str], Callable[[Outcome], bool] | None]
 
 
+_NOTHING = "-"
+
+
+def _kills_before_asking(outcome: Outcome) -> int:
+    asked = outcome.publication
+    return 0 if asked is None else sum(1 for kill in outcome.kills if kill <= asked.asked)
+
+
+def _asked(outcome: Outcome) -> str:
+    if outcome.publication is None:
+        return _NOTHING
+    if not outcome.kills:
+        return "at once"
+    before = _kills_before_asking(outcome)
+    return f"after kill {before}" if before else "before kill 1"
+
+
+def _published(outcome: Outcome) -> str:
+    done = outcome.publication
+    return _NOTHING if done is None else f"{done.decided_by}, {outcome.books.published}x"
+
+
 def _rows(sessions: int) -> list[_Row]:
     """Name, value, and what makes the value a failure."""
     return [
         ("sessions finished", lambda o: f"{o.sessions}/{sessions}", lambda o: o.sessions < sessions),
-        ("worker killed", lambda o: f"{o.kills}x", None),
+        ("worker killed", lambda o: f"{len(o.kills)}x", None),
         ("filings cut off by a kill", lambda o: str(o.books.cut_off), None),
         ("findings filed twice", lambda o: str(o.books.filed_twice), lambda o: o.books.filed_twice > 0),
         ("findings lost", lambda o: str(len(o.lost)), lambda o: bool(o.lost)),
         ("model calls paid again: answer used", lambda o: str(o.books.used_again), lambda o: o.books.used_again > 0),
         ("model calls paid again: in flight", lambda o: str(o.books.in_flight_again), None),
+        ("leave to publish a report: asked", _asked, lambda o: _kills_before_asking(o) > 0),
+        (
+            "leave given by; report published",
+            _published,
+            lambda o: o.publication is not None and o.books.published != 1,
+        ),
         ("steps per second", lambda o: f"{o.steps_per_second:,.0f}", None),
         ("seconds, restarts included", lambda o: f"{o.seconds:.1f}", None),
     ]
@@ -52,8 +80,9 @@ def comparison(plan: Plan, outcomes: Sequence[Outcome]) -> Table:
     for name, value, failed in _rows(len(plan.sources.modules)):
         cells = []
         for outcome in outcomes:
-            colour = "" if failed is None else "[red]" if failed(outcome) else "[green]"
-            cells.append(colour + value(outcome))
+            shown = value(outcome)
+            colour = "" if failed is None or shown == _NOTHING else "[red]" if failed(outcome) else "[green]"
+            cells.append(colour + shown)
         table.add_row(name, *cells)
     return table
 
@@ -73,9 +102,14 @@ def legend(plan: Plan) -> list[str]:
         "Paid again, in flight: asked or just answered when the worker died, and not saved yet. No loop can take a "
         "request back; neither does Callboard."
     )
+    leave = (
+        "Leave to publish: a run of its own asks for it before the first audit, and holds no place while it waits. The "
+        "demo gives it when all else is done, in another process. The loop people write has no place for that question "
+        "either."
+    )
     rate = "Steps per second: model and tool calls the batch needs, by its time; what was done twice counts once."
     killed = bool(plan.kills) or plan.interactive
-    return [same, filed_twice, in_flight, rate] if killed else [same, rate]
+    return [same, filed_twice, in_flight, leave, rate] if killed else [same, leave, rate]
 
 
 def write(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Path]:

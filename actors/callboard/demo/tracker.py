@@ -3,6 +3,7 @@
     POST /findings               file a finding; answered after a moment, as a real tracker would
     GET  /findings?module=&line=&rule=    is it in the books?
     POST /model-calls            the scripted model pays for a call before it answers
+    POST /publications           publish the report of the audit
     GET  /moment?calls=&patience=    answered when that many calls are paid and a filing is in flight
     GET  /standing   GET /books  the figures; the figures and every finding
 
@@ -82,6 +83,8 @@ class Tracker:
                 return await self._take(json.loads(body))
             case "POST", "/model-calls":
                 return await self._charge(json.loads(body))
+            case "POST", "/publications":
+                self.books.publish()
             case "GET", "/findings":
                 return self.books.look_up(query["module"], int(query["line"]), query["rule"])
             case "GET", "/moment":

@@ -45,6 +45,10 @@ class TrackerClient:
         """Pay for one model call."""
         await self._ask("POST", "/model-calls", {"session": session, "turn": turn, "final": final})
 
+    async def publish(self, modules: int) -> None:
+        """Publish the report of the audit. The tracker does it again if it is asked again."""
+        await self._ask("POST", "/publications", {"modules": modules})
+
     async def moment(self, calls: int, patience: float) -> None:
         """Return when `calls` different model calls are paid for and, within `patience` seconds more, filings fly."""
         await self._ask("GET", "/moment?" + urlencode({"calls": calls, "patience": patience}))

@@ -24,10 +24,12 @@ class Ending(Frozen):
     Attributes:
         runs: by run id: how it stopped, its output, its error, its artifacts, its usage, what it waits for.
         sessions: by session id: its transcript, state, artifacts and usage.
+        accounts: by name: what its runs have spent.
     """
 
     runs: dict[str, Any]
     sessions: dict[str, Any]
+    accounts: dict[str, Any] = {}
 
     def differences(self, reference: Ending, ignore: Sequence[str] = ()) -> list[str]:
         """Where this is not like the reference, and how.
@@ -39,6 +41,7 @@ class Ending(Frozen):
         found: list[tuple[str, str]] = []
         _compare("runs", self.runs, reference.runs, found)
         _compare("sessions", self.sessions, reference.sessions, found)
+        _compare("accounts", self.accounts, reference.accounts, found)
         return [f"{where} {how}" for where, how in found if not any(fnmatchcase(where, pattern) for pattern in ignore)]
 
 
@@ -50,7 +53,8 @@ async def read_ending(runtime: Runtime) -> Ending:
     """
     runs = {entry.run_id: _of_run(await runtime.wait(entry.run_id)) for entry in await runtime.runs.list()}
     sessions = {session_id: await _of_session(runtime, session_id) for session_id in await runtime.sessions.list()}
-    return Ending(runs=_plain(runs), sessions=_plain(sessions))
+    accounts = {account.name: account.spent for account in await runtime.accounts.list()}
+    return Ending(runs=_plain(runs), sessions=_plain(sessions), accounts=_plain(accounts))
 
 
 def _of_run(result: RunResult[Any]) -> dict[str, Any]:

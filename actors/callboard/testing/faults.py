@@ -28,7 +28,8 @@ class Passage:
 
     Attributes:
         point: one of `FAULT_POINTS`, or ``*`` for any.
-        subject: whom it is about: a call id (``{run_id}:{step}``), a run id or a session id; empty for anybody.
+        subject: whom it is about: a call id (``{run_id}:{step}``), a run id, a session id or an account's name; empty
+            for anybody.
         number: which of the passages in that process that fit, from 1.
 
     Raises:

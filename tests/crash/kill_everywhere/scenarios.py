@@ -14,6 +14,7 @@ from callboard import (
     Happened,
     ModelRequest,
     NotHappened,
+    RunBudget,
     RunContext,
     RunEndedError,
     RunState,
@@ -23,6 +24,7 @@ from callboard import (
     ToolContext,
     tool,
 )
+from callboard.memories import WindowMemory
 from callboard.testing import note_effect
 
 ACCOUNT = "account"
@@ -79,32 +81,6 @@ def think(request: ModelRequest) -> Any:
     return f"I {last.text}."
 
 
-async def everything(ctx: RunContext[None]) -> str:
-    """Each kind of step: models, tools, functions, branches, state, time, chance, artifacts, events, sleep."""
-    response = await ctx.generate()
-    while response.tool_calls:
-        await ctx.call_tools(response.tool_calls)
-        response = await ctx.generate()
-    first = await ctx.step("square", square, 2)
-    ctx.state["squares"] = ctx.state.get("squares", 0) + first
-
-    async def branch(below: RunContext[None], number: int) -> int:
-        return await below.step("square", square, number) + len((await below.generate("How much is it?")).text)
-
-    mapped = await ctx.map(branch, {"three": 3, "four": 4})
-    ctx.state["squares"] += sum(mapped.values())
-    await ctx.emit("scenario.squared", {"numbers": [2, 3, 4]})
-    await ctx.sleep(0.001)
-    await ctx.add_artifact("squares", {"sum": ctx.state["squares"], "chance": ctx.random()})
-    return f"{response.text} {ctx.state['squares']}"
-
-
-def careful() -> Agent[None, str]:
-    return Agent(
-        "careful", model=ScriptedModel(think), tools=[price, deposit], pattern=everything, state_type=dict, version="7"
-    )
-
-
 async def with_a_planted_bug(ctx: RunContext[None]) -> str:
     """It writes a letter outside a step: whoever replays the pattern writes it again."""
     note_effect("wrote a letter")
@@ -132,10 +108,6 @@ async def ring() -> str:
 
 
 ringer = Agent("ringer", model=ScriptedModel([ToolCall(name="ring"), "done"]), tools=[ring])
-
-
-def two_agents() -> list[Agent[Any, Any]]:
-    return [careless, careful()]
 
 
 def no_agent() -> str:
@@ -180,6 +152,89 @@ async def decide_and_send(runtime: Runtime, run_id: str) -> None:
                 await runtime.decide(call.call_id, Allow(), by="ann")
             except AlreadyDecidedError:
                 continue  # in a process that died since
+
+
+@tool(approval=True)
+async def publish(ctx: ToolContext[None], text: str) -> str:
+    """Publish something, once somebody has allowed it."""
+    with account().open("a") as file:
+        file.write(f"{ctx.idempotency_key} published\n")
+    note_effect(f"published {text}")
+    return f"published {text}"
+
+
+@publish.reconcile
+async def _(ctx: ToolContext[None], text: str) -> Happened[str] | NotHappened:
+    if account().exists() and f"{ctx.idempotency_key} published\n" in account().read_text():
+        return Happened(f"published {text}")
+    return NotHappened()
+
+
+async def everything(ctx: RunContext[None]) -> str:
+    """Each kind of step: models, tools that read, that act and that need leave, signals, sleep, functions, branches,
+    other agents, state, chance, events, artifacts; memory is asked before it, and told after it.
+    """
+    response = await ctx.generate()
+    while response.tool_calls:
+        await ctx.call_tools(response.tool_calls)
+        response = await ctx.generate()
+    first = await ctx.step("square", square, 2)
+    ctx.state["squares"] = ctx.state.get("squares", 0) + first
+
+    async def branch(below: RunContext[None], number: int) -> int:
+        return await below.step("square", square, number) + len((await below.generate("How much is it?")).text)
+
+    mapped = await ctx.map(branch, {"three": 3, "four": 4})
+    ctx.state["squares"] += sum(mapped.values())
+    await ctx.emit("scenario.squared", {"numbers": [2, 3, 4]})
+    await ctx.sleep(0.001)
+    published = await ctx.call_tool("publish", text="the sum")
+    word = await ctx.receive("words", str)
+    apart = await ctx.delegate("clerk", "Pay it in.")
+    beside = await ctx.delegate("neighbour", "Look at it.", session="shared")
+    await ctx.add_artifact("squares", {"sum": ctx.state["squares"], "chance": ctx.random()})
+    return f"{response.text} {ctx.state['squares']}; {published}; {word}; {apart.output} {beside.output}"
+
+
+async def look_at_it(ctx: RunContext[None]) -> str:
+    """Works in its parent's session: sees the state there, and changes it."""
+    ctx.state["squares"] += await ctx.step("square", square, 5)
+    return f"It was {len(ctx.transcript)} messages long."
+
+
+def pay_in(request: ModelRequest) -> Any:
+    last = request.messages[-1]
+    return f"I {last.text}." if last.role == "tool" else ToolCall(name="deposit", arguments={"amount": 1})
+
+
+def remember(request: ModelRequest) -> str:
+    """What it was told beside the conversation: what memory has kept."""
+    return request.messages[0].text.rpartition("You answered: ")[2]
+
+
+def company() -> list[Agent[Any, Any]]:
+    """One that takes every kind of step, two that it gives work to, and one that runs behind it in its session."""
+    careful = Agent(
+        "careful",
+        model=ScriptedModel(think),
+        tools=[price, deposit, publish],
+        pattern=everything,
+        memory=WindowMemory(),
+        budget=RunBudget(max_total_tokens=100_000),
+        state_type=dict,
+        version="7",
+    )
+    clerk = Agent("clerk", model=ScriptedModel(pay_in), tools=[deposit])
+    neighbour = Agent("neighbour", pattern=look_at_it, state_type=dict)
+    reminder = Agent("reminder", model=ScriptedModel(remember), instructions="Remember.", memory=WindowMemory())
+    return [careful, clerk, neighbour, reminder]
+
+
+async def see_through(runtime: Runtime, run_id: str) -> None:
+    """Opens an account, answers for people, and has another run draw on the account behind the first one."""
+    await runtime.accounts.open("company", RunBudget(max_steps=10))
+    await decide_and_send(runtime, run_id)
+    await runtime.run("reminder", "What was it?", session_id="session", run_id="reminder", account="company")
 
 
 async def cancel(runtime: Runtime, run_id: str) -> None:

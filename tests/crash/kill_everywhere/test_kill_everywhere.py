@@ -28,24 +28,71 @@ def reported(report: KillReport) -> dict[str, str]:
     return {str(kill.passage): "; ".join(kill.differences) for kill in report.bad}
 
 
-def test_an_agent_with_every_kind_of_step_comes_to_the_same_end_wherever_it_is_killed() -> None:
-    report = kill_everywhere(scenario("careful"), "go", observe=deposits)
+STEPS = {
+    "run:/inject": "memory is asked",
+    "run:0": "a model",
+    "run:1.0": "tools that read",
+    "run:1.1": "tools that read",
+    "run:3.0": "a tool that acts",
+    "run:5": "a function",
+    "run:6.three/0": "a function in a branch",
+    "run:6.four/1": "a model in a branch",
+    "run:7": "an event",
+    "run:9": "a tool that needs an approval",
+    "run:10": "a signal",
+    "run:11": "another agent",
+    "run:11:1.0": "its tool that acts",
+    "run:12": "another agent in this session",
+    "run:12:0": "its function",
+    "run:13": "an artifact",
+    "run:/writeback": "memory is told",
+}
+
+POINTS = {
+    "run.began",
+    "run.suspended",
+    "run.resumed",
+    "run.ended",
+    "step.about_to_act",
+    "step.reservation_recorded",
+    "step.intent_recorded",
+    "step.outcome_received",
+    "step.recorded",
+    "sleep.recorded",
+    "decision.recorded",
+    "letter.posted",
+    "account.recorded",
+}
+
+
+def check_every_kind_of_step(at_most: int) -> KillReport:
+    """Kill a company whose run takes every kind of step, and hold every end to the one that nobody killed."""
+    report = kill_everywhere(
+        scenario("company"), "go", drive=scenario("see_through"), observe=deposits, at_most=at_most
+    )
     report.check()
-    assert [kill.verdict for kill in report.kills] == ["same"] * len(report.passages)
-    assert report.reference.runs["run"]["output"] == "I deposited 70. 63"
-    assert report.reference.sessions["session"]["state"] == {"squares": 63}
-    assert report.effects.exact == {"deposited 70": 1, "deposits": 1}
-    assert {passage.point for passage in report.passages} >= {
-        "run.began",
-        "step.about_to_act",
-        "step.intent_recorded",
-        "step.outcome_received",
-        "step.recorded",
-        "sleep.recorded",
-        "run.ended",
-    }
-    stepped = {passage.subject for passage in report.passages if passage.point == "step.recorded"}
-    assert {"run:0", "run:1.0", "run:1.1", "run:3.0", "run:5", "run:6.three/0", "run:6.four/1"} <= stepped
+    assert {kill.verdict for kill in report.kills} == {"same"}
+    said = "I deposited 70. 88; published the sum; at last; I deposited 1. It was 8 messages long."
+    assert report.reference.runs["run"]["output"] == report.reference.runs["reminder"]["output"] == said
+    assert {run["stop_reason"] for run in report.reference.runs.values()} == {"completed"}
+    assert report.reference.runs.keys() == {"run", "run:11", "run:12", "reminder"}
+    assert report.reference.sessions["session"]["state"] == {"squares": 88}
+    assert report.reference.accounts["company"]["steps"] == 1
+    assert report.effects.exact == {"deposited 70": 1, "deposited 1": 1, "published the sum": 1, "deposits": 3}
+    assert {passage.subject for passage in report.passages if passage.point == "step.recorded"} >= STEPS.keys()
+    assert {kill.passage.point for kill in report.kills} == {passage.point for passage in report.passages} == POINTS
+    return report
+
+
+def test_a_run_with_every_kind_of_step_comes_to_the_same_end_wherever_it_is_killed() -> None:
+    check_every_kind_of_step(at_most=48)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_with_every_kind_of_step_survives_a_kill_at_each_moment_there_is() -> None:
+    report = check_every_kind_of_step(at_most=1000)
+    assert len(report.kills) == len(report.passages)
 
 
 def test_a_side_effect_outside_a_step_is_told_on() -> None:
@@ -109,11 +156,13 @@ def test_a_run_that_goes_another_way_is_not_taken_for_one_that_was_killed() -> N
 
 @pytest.mark.slow
 def test_of_many_passages_as_many_are_taken_as_may_be_and_of_every_point(tmp_path: Path) -> None:
-    report = kill_everywhere(scenario("careful"), "go", at_most=9, folder=tmp_path / "stories")
+    report = kill_everywhere(
+        scenario("company"), "go", drive=scenario("see_through"), at_most=14, folder=tmp_path / "stories"
+    )
     killed = Counter(kill.passage.point for kill in report.kills)
-    assert killed.total() == 9
+    assert killed.total() == 14
     assert {*killed} == {passage.point for passage in report.passages} <= {*FAULT_POINTS}
-    assert len([*(tmp_path / "stories").iterdir()]) == 9 + 2
+    assert len([*(tmp_path / "stories").iterdir()]) == 14 + 2
 
 
 def test_an_agent_that_ends_in_two_ways_by_itself_is_refused() -> None:
@@ -141,10 +190,10 @@ def test_what_may_differ_is_left_out() -> None:
             "`timeout`: run 'run' is running, and has made these steps: none",
         ),
         (scenario("waiting"), {"drive": scenario("deposits")}, "is no async function"),
-        (scenario("careful"), {"at_most": 0}, "kills nobody"),
-        (scenario("careful"), {"processes": 0}, "kills nobody"),
+        (scenario("company"), {"at_most": 0}, "kills nobody"),
+        (scenario("company"), {"processes": 0}, "kills nobody"),
         (f"{SCENARIOS.with_name('exits.py')}:agent", {}, "ended by itself (it ended with 3)"),
-        (scenario("careful"), {"run_id": "mine"}, "run_id is not for kill_everywhere to choose"),
+        (scenario("company"), {"run_id": "mine"}, "run_id is not for kill_everywhere to choose"),
         (lambda: None, {}, "it is made when its function runs"),
         (Agent("here"), {}, "cannot be handed <Agent 'here'"),
         (7, {}, "is no name and no function"),

@@ -61,7 +61,7 @@ def test_every_point_is_passed_somewhere_and_every_place_passes_one_that_exists(
 
 def test_every_passage_in_the_code_is_guarded_or_cheap() -> None:
     """Outside of rare moments, a passage must not even make its subject up while nobody is armed."""
-    rare = {"correspondence.py", "entries.py", "fault_points.py", "forking.py", "session.py"}
+    rare = {"account_keeping.py", "correspondence.py", "entries.py", "fault_points.py", "forking.py", "session.py"}
     for path in ACTORS.rglob("*.py"):
         if path.name in rare or "testing" in path.parts:
             continue

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 BEATS_PER_LIMIT: Final = 4
 """How often the loop shows a sign of life within the time it may stand still; so often too does the watchdog look."""
 
+LEAST_SHARE_OF_WORK: Final = 0.1
+"""Of the time in which neither the loop nor the watchdog moved, how much the process must have been at work if somebody
+in it held both up."""
+
 SECONDS_REMEMBERED: Final = 60.0
 """How long a block shows in the runtime's health after it has ended."""
 
@@ -116,7 +120,14 @@ class LoopWatchdog:
     # ---- on the watchdog's thread
 
     def _watch(self) -> None:
+        looked, worked = time.monotonic(), time.process_time()
         while not self._closed.wait(self._interval):
+            since, looked = time.monotonic() - looked, time.monotonic()
+            busy, worked = time.process_time() - worked, time.process_time()
+            if since > self._limit and busy < since * LEAST_SHARE_OF_WORK:
+                # This thread stood still as well, and nothing in the process worked: it was stopped as a whole.
+                self._beat = looked
+                continue
             beat = self._beat
             silent = time.monotonic() - beat
             block = self._block

@@ -104,7 +104,7 @@ class Runtime:
         """
         await self._life.start()
 
-    async def aclose(self, *, reason: str = "aclose") -> None:
+    async def aclose(self, *, reason: str = "aclose", drain_timeout: float | timedelta | None = None) -> None:
         """Take no more runs in, let those in flight come to the end of their step within `drain_timeout`, and close the
         directory.
 
@@ -114,6 +114,8 @@ class Runtime:
 
         Args:
             reason: why, for the events.
+            drain_timeout: seconds or a timedelta in place of the runtime's own. A closing that is under way is not made
+                longer by it, and ends now where it is 0.
 
         Raises:
             WrongLoopError: it was opened on another event loop; it stays open.
@@ -123,7 +125,8 @@ class Runtime:
         given: object = reason
         if not isinstance(given, str):
             raise UsageError(f"reason={reason!r:.60} is no text", hint="aclose(reason='deployment')")
-        await self._life.close(reason)
+        within = None if drain_timeout is None else as_seconds(drain_timeout)
+        await self._life.close(reason, within)
 
     @property
     def is_open(self) -> bool:

@@ -135,11 +135,13 @@ class RuntimeLife:
             await self.close("aclose")
             raise
 
-    async def close(self, reason: str) -> None:
+    async def close(self, reason: str, within: float | None = None) -> None:
         """Have runs come to rest, stop the actors, and close the data directory; harmless where it is not open.
 
         Args:
             reason: why, for the events.
+            within: seconds that runs have to come to the end of their step, if not the usual; a closing that is under
+                way only heeds 0.
 
         Raises:
             WrongLoopError: it was opened on another event loop.
@@ -149,7 +151,10 @@ class RuntimeLife:
             return
         self._system.place.require_loop("the runtime")
         if self._closing is None:
-            self._closing = Closing(self.directory, self._drain_timeout, reason, ended=self._ended)
+            patience = self._drain_timeout if within is None else within
+            self._closing = Closing(self.directory, patience, reason, ended=self._ended)
+        elif within == 0:
+            self._closing.hurry()
         await self._closing.finished()
 
     async def _ended(self) -> None:

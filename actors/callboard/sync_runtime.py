@@ -176,9 +176,17 @@ class SyncRuntime:
             if self._opening is None:
                 return
             try:
-                self._call(self._runtime.aclose)
+                self._close()
             finally:
                 self._end()
+
+    def _close(self) -> None:
+        try:
+            self._call(self._runtime.aclose)
+        except KeyboardInterrupt:
+            # That ends the patience, not the closing: what is left must not outlive the loop.
+            self._call(lambda: self._runtime.aclose(drain_timeout=0))
+            raise
 
     def _end(self) -> None:
         opening, portal = self._opening, self._portal

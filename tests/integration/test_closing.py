@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -328,33 +329,35 @@ async def test_a_cancelled_aclose_stops_the_runs_at_once_and_closes_the_store_be
         assert (await again.runs.get("r")).state == "interrupted"
 
 
+FORGETS_TO_CLOSE = """
+import asyncio, sys
+from callboard import Agent, Runtime
+
+async def pattern(ctx):
+    await asyncio.Event().wait()
+
+async def main():
+    runtime = Runtime([Agent("worker", pattern=pattern)], store=sys.argv[1])
+    await runtime.start()
+    await runtime.submit("worker", "go", run_id="r")
+
+asyncio.run(main())
+"""
+
+
 @pytest.mark.semantics("R21")
-def test_a_loop_that_ends_without_closing_leaves_its_runs_to_the_next_start(tmp_path: Path) -> None:
+async def test_a_loop_that_ends_without_closing_leaves_its_runs_to_the_next_start(tmp_path: Path) -> None:
     async def pattern(ctx: RunContext[Any]) -> str:
-        if ctx.attempt == 1:
-            await asyncio.Event().wait()
         return "done"
 
+    # In a process of its own: what was never closed stays open.
+    script = await asyncio.create_subprocess_exec(sys.executable, "-c", FORGETS_TO_CLOSE, tmp_path / "data")
+    assert await script.wait() == 0
     agent = Agent("worker", pattern=pattern)
-
-    async def forget_to_close() -> Runtime:
-        runtime = Runtime([agent], store=LmdbStore(tmp_path / "data", map_size=1 << 30))
-        await runtime.start()
-        await runtime.submit(agent, "go", run_id="r")
-        return runtime
-
-    forgotten = asyncio.run(forget_to_close())
-    assert forgotten is not None
-
-    async def look() -> Any:
-        store = LmdbStore(tmp_path / "data", map_size=1 << 30)
-        await store.open()
-        try:
-            return await store.read_run("r")
-        finally:
-            await store.close()
-
-    assert asyncio.run(look()).state == "interrupted"
+    async with Runtime([agent], store=LmdbStore(tmp_path / "data", map_size=1 << 30), recover=False) as runtime:
+        assert (await runtime.runs.get("r")).state == "interrupted"
+        result = await (await runtime.resume("r")).result()
+        assert (result.output, (await runtime.runs.get("r")).strikes) == ("done", 0)
 
 
 async def test_a_pattern_that_resists_being_stopped_does_not_keep_the_runtime_open(

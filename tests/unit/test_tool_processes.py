@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -304,9 +305,11 @@ async def test_idle_workers_end(monkeypatch: pytest.MonkeyPatch):
 
 async def test_an_idle_worker_that_was_killed_is_replaced(executor: Ref[ToolExecutor]):
     before = (await call(executor, killable.whose)).value[0]
+    descriptor = os.pidfd_open(before)
     os.kill(before, signal.SIGKILL)
-    while lives(before):
-        time.sleep(0.001)  # noqa: ASYNC251  (the loop must not notice by itself)
+    # The loop must not notice by itself; and a process is gone once the last of its threads is.
+    select.select([descriptor], [], [])
+    os.close(descriptor)
     outcome = await call(executor, killable.whose)
     assert outcome.value[0] != before
 

@@ -106,7 +106,13 @@ class TakingOver:
         return ticket
 
     async def letter_came(self, run_id: str) -> None:
-        """A letter was posted here; if nobody carries its run, this process does from now on."""
+        """A letter was posted here; if nobody carries its run, this process does from now on, if it has its agent.
+        Otherwise it leaves the run to one that has.
+        """
+        if run_id not in self._tickets:
+            entry = await self._store.read_run(run_id)
+            if entry is None or entry.request.agent_id not in self._in_hand.agents:
+                return
         ticket = await self.found(run_id)
         if ticket is not None and not ticket.is_elsewhere:
             await self._letters.look(ticket)

@@ -134,6 +134,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             in_hand,
             queue,
             accounts=accounts,
+            taking_over=self._taking_over,
             returning=returning,
             letters=letters,
             correspondence=correspondence,

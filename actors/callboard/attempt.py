@@ -22,7 +22,7 @@ from callboard.run_leaving import RunLeaving
 from callboard.run_opening import RunOpening
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
-from callboard.stops import SessionElsewhere, StopRun, StruckRunWaits, cancelled
+from callboard.stops import BegunElsewhere, SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import total
 from callboard_protocol.commands import CloseRun, OpenRunAccount, ResumeStruckRun
@@ -70,7 +70,7 @@ class RunAttempt:
         try:
             try:
                 output = await self._work()
-            except (GeneratorExit, SessionElsewhere):
+            except (GeneratorExit, SessionElsewhere, BegunElsewhere):
                 raise
             except StruckRunWaits:
                 return None

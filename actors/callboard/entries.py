@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from callboard import fault_points
@@ -11,14 +12,14 @@ from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, RunConflictError
 from callboard_protocol.failures import describe
 from callboard_protocol.named_accounts import AccountCharge
-from callboard_protocol.records import RunEnded
+from callboard_protocol.records import RunEnded, RunSuspended
 from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, STOP_INPUTS, RunInput, RunState, advance
 from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 from callboard_storage.committing import commit
-from callboard_storage.store import Store
+from callboard_storage.store import Store, StoredRecord
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,22 @@ def ended_early(entry: RunEntry, stop_reason: StopReason, error: BaseException |
     """The entry of a run that ended before its first record."""
     problem = None if error is None else describe(error)
     return moved(entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, problem=problem, ended_at=at)
+
+
+def entry_as_logged(entry: RunEntry, own: Sequence[StoredRecord]) -> RunEntry:
+    """The entry of a run as its records have it, where somebody who did not know of them has written it.
+
+    Args:
+        entry: as that one has written it.
+        own: the run's records.
+    """
+    began = moved(entry, RunInput.START, began_sequence=own[0].sequence)
+    last = own[-1].record
+    if isinstance(last, RunSuspended):
+        return moved(began, RunInput.SUSPEND, pending=last.pending)
+    if isinstance(last, RunEnded):
+        return moved(began, STOP_INPUTS[last.stop_reason], stop_reason=last.stop_reason, ended_at=last.at)
+    return began
 
 
 async def write_entry(store: Store, entry: RunEntry) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from callboard.correspondence import Correspondence
 from callboard.entries import moved
+from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
@@ -21,6 +22,7 @@ class IncomingLetters:
     Args:
         in_hand: the supervisor's runs.
         queue: those that wait for a slot.
+        returning: those between two attempts.
         correspondence: where the calls that runs ask about expire.
         cancel: stops a run for good; answered once it has stopped.
     """
@@ -29,11 +31,13 @@ class IncomingLetters:
         self,
         in_hand: RunsInHand,
         queue: RunQueue,
+        returning: ReturningRuns,
         correspondence: Correspondence,
         cancel: Callable[[CancelRun], Awaitable[bool]],
     ) -> None:
         self._in_hand = in_hand
         self._queue = queue
+        self._returning = returning
         self._correspondence = correspondence
         self._cancel = cancel
         self._stopping: set[asyncio.Task[bool]] = set()
@@ -76,6 +80,13 @@ class IncomingLetters:
             return False  # its parent's next attempt comes to it
         self._correspondence.forget_expiry(ticket.run_id)
         ticket.begin_again(moved(ticket.entry, RunInput.REQUEUE, pending=undecided))
+        if ticket.agent is None:
+            # It was taken over without one, which may have been registered since.
+            registered = self._in_hand.agents.get(ticket.request.agent_id)
+            if registered is None:
+                self._returning.park_for_agent(ticket)
+                return True
+            ticket.agent, ticket.model = registered, registered.model
         if ticket.parent is not None:
             self._queue.put_child_first(ticket)
         else:

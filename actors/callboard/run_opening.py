@@ -16,7 +16,7 @@ from callboard.live_run import LiveRun, SessionState
 from callboard.mail import RunMail
 from callboard.resuming import own_since_beginning, way_records
 from callboard.session import OpenedSession, SessionActor
-from callboard.stops import SessionElsewhere
+from callboard.stops import BegunElsewhere, SessionElsewhere
 from callboard.ticket import RunTicket
 from callboard.tree_spending import recorded_below, spent_below
 from callboard_protocol.amounts import Amount
@@ -70,6 +70,7 @@ class RunOpening:
             PoisonousRunError: it made no progress at as many starts in a row as its budget allows.
             InterruptedByCrashError: it asked not to be carried on after a crash.
             RunNotResumableError: it had ended, and its session has moved on since.
+            BegunElsewhere: another process has begun it since this one took it in.
         """
         ticket = self._ticket
         entry = ticket.entry
@@ -85,6 +86,8 @@ class RunOpening:
             ),
             timeout=None,
         )
+        if opened.own and entry.began_sequence is None:
+            raise BegunElsewhere(opened.own)
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
         self.can_park = ticket.request.durable and (ticket.is_recovered or journal.began is not None)
         if goes_on and journal.began is not None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from callboard.account_keeping import AccountKeeping
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.correspondence import Correspondence
-from callboard.entries import interrupted, moved
+from callboard.entries import entry_as_logged, interrupted, moved, write_entry
 from callboard.incoming_letters import IncomingLetters
 from callboard.making_way import MakingWay
 from callboard.neighbours import Neighbours
 from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
-from callboard.stops import SessionElsewhere
+from callboard.stops import BegunElsewhere, SessionElsewhere
+from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
 from callboard_protocol.amounts import Amount
 from callboard_protocol.errors import DamagedRecordError, RuntimeBusyError, RuntimeClosingError
 from callboard_protocol.runs import RunResult
+from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunInput, RunState
+from callboard_storage.store import StoredRecord
 
 
 class RunsAtWork:
@@ -30,6 +34,7 @@ class RunsAtWork:
         in_hand: the supervisor's runs.
         queue: those that wait for a slot.
         accounts: the named accounts that runs draw on.
+        taking_over: leaves a run to whoever has it.
         returning: those between two attempts.
         letters: what has come for them.
         correspondence: where the calls that they ask about expire.
@@ -43,6 +48,7 @@ class RunsAtWork:
         queue: RunQueue,
         *,
         accounts: AccountKeeping,
+        taking_over: TakingOver,
         returning: ReturningRuns,
         letters: IncomingLetters,
         correspondence: Correspondence,
@@ -52,6 +58,7 @@ class RunsAtWork:
         self._in_hand = in_hand
         self._queue = queue
         self._accounts = accounts
+        self._taking_over = taking_over
         self._returning = returning
         self._letters = letters
         self._correspondence = correspondence
@@ -71,6 +78,8 @@ class RunsAtWork:
             result = await RunAttempt(ticket, agent, active.session, memory, self._in_hand.directory).perform()
         except SessionElsewhere:
             await self._stand_back(ticket)
+        except BegunElsewhere as begun:
+            await self._stand_aside(ticket, begun.own)
         except BaseException as error:
             self._let_go(ticket)
             ticket.fail(error)
@@ -127,6 +136,11 @@ class RunsAtWork:
             ticket.finish(interrupted(ticket.entry))
             self._queue.admit()
             return
+        if not ticket.accepted.done() and ticket.request.durable:
+            stored = await self._in_hand.store.read_run(ticket.run_id)
+            if stored is not None:
+                await self._leave_to_whoever_has_it(ticket, stored)
+                return
         self._let_go(ticket, keeps_session=True)
         if ticket.is_interrupting:
             self._making_way.clear(ticket)
@@ -135,6 +149,26 @@ class RunsAtWork:
         self._queue.admit()
         if not ticket.accepted.done():
             await self._queue.write_down(ticket, "session")
+
+    async def _stand_aside(self, ticket: RunTicket, own: Sequence[StoredRecord]) -> None:
+        """Another process took the very run in at the same moment, and has begun it."""
+        store = self._in_hand.store
+        stored = await store.read_run(ticket.run_id) or ticket.entry
+        if stored.began_sequence is None:
+            # What was written here, of a run that waits, came behind what that process wrote.
+            stored = entry_as_logged(stored, own)
+            await write_entry(store, stored)
+        await self._leave_to_whoever_has_it(ticket, stored)
+
+    async def _leave_to_whoever_has_it(self, ticket: RunTicket, stored: RunEntry) -> None:
+        self._let_go(ticket)
+        self._in_hand.tickets[ticket.run_id] = ticket
+        try:
+            await self._taking_over.submitted_before(ticket, stored)
+        except Exception as problem:  # noqa: BLE001  (whoever submitted it is told)
+            self._in_hand.tickets.pop(ticket.run_id, None)
+            ticket.fail(problem)
+        self._queue.admit()
 
     def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> Amount | None:
         """What a run held goes back, whatever became of it; what its account had counted, if that was open."""

@@ -121,7 +121,7 @@ class SessionActor(Actor[SessionCommand]):
             rewind = marker_within(before, own)
             self._state_behind_rewind = before.state
             before = SessionFold(self._session_id, (*(stored.record for stored in records), rewind))
-        elif own:
+        elif own and message.began_sequence is not None:
             way = way_back(records, own, message.failure)
             voided = way.voided
             if way.back_to is not None:

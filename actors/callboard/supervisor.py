@@ -112,7 +112,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._account_opening = AccountOpening(in_hand, accounts)
         self._returning = returning = ReturningRuns(in_hand, queue)
         self._correspondence = correspondence = Correspondence(in_hand, self._letter_came)
-        letters = IncomingLetters(in_hand, queue, correspondence, self.cancel)
+        letters = IncomingLetters(in_hand, queue, returning, correspondence, self.cancel)
         neighbours = Neighbours(in_hand, queue, letters, self._someone_died)
         self._children = Children(
             in_hand, queue, returning=returning, letters=letters, correspondence=correspondence, cancel=self.cancel
@@ -134,6 +134,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
             in_hand,
             queue,
             accounts=accounts,
+            taking_over=self._taking_over,
             returning=returning,
             letters=letters,
             correspondence=correspondence,

@@ -8,7 +8,6 @@ from callboard.account_keeping import AccountKeeping
 from callboard.checkpoints import fold_at
 from callboard.entries import refuse_other, request_digest
 from callboard.making_way import MakingWay
-from callboard.results import read_result
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
 from callboard.taking_over import TakingOver
@@ -17,7 +16,7 @@ from callboard_protocol.commands import SubmitRun
 from callboard_protocol.errors import RuntimeBusyError, StoreFullError
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry
-from callboard_protocol.states import FINAL, RunState
+from callboard_protocol.states import RunState
 from callboard_protocol.trusted import trusted
 
 
@@ -81,7 +80,8 @@ class TakingIn:
             if not message.is_new:
                 stored = await self._store.read_run(request.run_id)
                 if stored is not None:
-                    return await self._submitted_before(ticket, stored)
+                    await self._taking_over.submitted_before(ticket, stored)
+                    return ticket
             await self._refuse_unless_possible(request)
             await self._take_in(ticket)
         except BaseException as problem:
@@ -127,17 +127,6 @@ class TakingIn:
                 "metadata": request.metadata,
             },
         )
-
-    async def _submitted_before(self, ticket: RunTicket, stored: RunEntry) -> RunTicket:
-        """The ticket of a run that the store knows already."""
-        refuse_other(ticket.request, stored)
-        ticket.entry = stored
-        if stored.state in FINAL:
-            ticket.finish(await read_result(self._store, stored, ticket.agent))
-            del self._tickets[ticket.run_id]
-        else:
-            await self._taking_over.take_over_or_follow(ticket)
-        return ticket
 
     def _forget(self, ticket: RunTicket, problem: BaseException) -> None:
         self._tickets.pop(ticket.run_id, None)

@@ -7,9 +7,10 @@ import asyncio
 from callboard.admission import ELSEWHERE
 from callboard.children import Children
 from callboard.correspondence import Correspondence
-from callboard.entries import moved, result_of
+from callboard.entries import moved, refuse_other, result_of
 from callboard.incoming_letters import IncomingLetters
 from callboard.neighbours import Neighbours
+from callboard.results import read_result
 from callboard.resuming import refuse_unless_resumable, resumed_with
 from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
@@ -106,10 +107,34 @@ class TakingOver:
         return ticket
 
     async def letter_came(self, run_id: str) -> None:
-        """A letter was posted here; if nobody carries its run, this process does from now on."""
+        """A letter was posted here; if nobody carries its run, this process does from now on, if it has its agent.
+        Otherwise it leaves the run to one that has.
+        """
+        if run_id not in self._tickets:
+            entry = await self._store.read_run(run_id)
+            if entry is None or entry.request.agent_id not in self._in_hand.agents:
+                return
         ticket = await self.found(run_id)
         if ticket is not None and not ticket.is_elsewhere:
             await self._letters.look(ticket)
+
+    async def submitted_before(self, ticket: RunTicket, stored: RunEntry) -> None:
+        """Take up a run of this process that the store knows already.
+
+        Args:
+            ticket: the run.
+            stored: its entry.
+
+        Raises:
+            RunConflictError: that has another request.
+        """
+        refuse_other(ticket.request, stored)
+        ticket.entry = stored
+        if stored.state in FINAL:
+            ticket.finish(await read_result(self._store, stored, ticket.agent))
+            del self._tickets[ticket.run_id]
+        else:
+            await self.take_over_or_follow(ticket)
 
     async def follow(self, run_id: str, awaited_by: str) -> RunTicket | None:
         """The ticket of an unfinished run, whoever has it.

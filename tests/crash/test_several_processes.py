@@ -18,6 +18,7 @@ import pytest
 
 from callboard import Agent, RunContext, Runtime, RuntimeBusyError
 from callboard.models import ScriptedModel
+from callboard_storage.lmdb_store import LmdbStore
 
 pytestmark = pytest.mark.anyio
 
@@ -169,3 +170,17 @@ async def test_a_zombie_that_wakes_is_refused_and_says_so(tmp_path: Path) -> Non
             assert await asyncio.to_thread(other.stdout.readline) == "failed fenced\n"
             assert await runtime.runs.steps("held") == steps
     assert noted == ["held", "mine"]
+
+
+async def test_a_run_submitted_to_two_processes_at_the_same_moment_runs_once(tmp_path: Path) -> None:
+    noted: list[str] = []
+    one = Runtime([worker(noted)], store=LmdbStore(tmp_path, map_size=1 << 30))
+    other = Runtime([worker(noted)], store=LmdbStore(tmp_path, map_size=1 << 30))
+    async with one, other, asyncio.timeout(60):
+        for number in range(30):
+            first, second = (one, other) if number % 2 else (other, one)
+            both = [runtime.submit("worker", "go", run_id=f"r{number}") for runtime in (first, second)]
+            results = [await handle.result() for handle in await asyncio.gather(*both)]
+            assert [result.output for result in results] == [f"by this one: r{number}"] * 2
+            assert (await one.runs.get(f"r{number}")).state == "completed"
+    assert noted == [f"r{number}" for number in range(30)]

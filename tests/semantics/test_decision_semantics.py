@@ -408,3 +408,34 @@ async def test_events_of_a_run_that_another_process_carries_come_while_it_is_at_
         middle = seen[len(seen) // 2]
         again = [event async for event in other.events("r", after=middle.cursor)]
         assert [event.cursor for event in again] == [event.cursor for event in seen[len(seen) // 2 + 1 :]]
+
+
+@pytest.mark.semantics("C15")
+@pytest.mark.parametrize("took_over", [False, True], ids=["only looks on", "took it over"])
+async def test_a_decision_made_where_the_agent_is_not_registered_is_kept_for_where_it_is(
+    place: Any, until: Any, took_over: bool
+) -> None:
+    agent = payer(place, 70)
+    async with place.runtime(agent) as first:
+        assert (await first.run(agent, "go", run_id="asks")).stop_reason == "suspended"
+    async with place.runtime(recover=took_over) as desk:
+        await desk.decide("asks:1.0", Allow(), by="ann")
+        if took_over:
+            await until(lambda: desk.stats().parked == 1)
+            desk.agents.register(agent)
+            assert (await ended(desk, "asks")).output == "paid 70"
+        else:
+            assert (await desk.runs.get("asks")).state == RunState.SUSPENDED
+            async with place.runtime(agent) as worker:  # while the one that decided lives
+                assert (await ended(worker, "asks")).output == "paid 70"
+    assert place.noted == ["paid 70"]
+
+
+async def test_an_agent_registered_while_its_run_waits_for_a_decision_goes_on_with_it(place: Any) -> None:
+    agent = payer(place, 70)
+    async with place.runtime(agent) as first:
+        assert (await first.run(agent, "go", run_id="asks")).stop_reason == "suspended"
+    async with place.runtime() as runtime:
+        runtime.agents.register(agent)
+        await runtime.decide("asks:1.0", Allow(), by="ann")
+        assert (await ended(runtime, "asks")).output == "paid 70"

@@ -48,7 +48,7 @@ NOBODY = "callboard"
 
 
 class Correspondence:
-    """Posts letters.
+    """Posts letters, and one of its own for each call that nobody decides in time.
 
     Args:
         in_hand: the supervisor's runs.

@@ -237,17 +237,18 @@ async def _reserve(run: LiveRun, step: str, shown: Sequence[Message], settings: 
     output = Amount(tokens=_ASSUMED_OUTPUT_TOKENS)
     granted = await run.reserve(_worst_case(run, shown, settings), can_cap_tokens=True, output=output)
     if run.request.durable:
-        run.journal.append_unawaited(
-            trusted(
-                ReservationRecorded,
-                run_id=run.run_id,
-                ordinal=run.journal.claim_ordinal(),
-                at=run.clock.time(),
-                step=step,
-                tokens=granted.amount.tokens,
-                cost_usd=granted.amount.cost_usd,
-            )
+        record = trusted(
+            ReservationRecorded,
+            run_id=run.run_id,
+            ordinal=run.journal.claim_ordinal(),
+            at=run.clock.time(),
+            step=step,
+            tokens=granted.amount.tokens,
+            cost_usd=granted.amount.cost_usd,
         )
+        run.journal.append_unawaited(record)
+        # Not only once it is on disk: a run that is stopped right now is charged for this call as well.
+        run.meter.count(record)
     return granted
 
 

@@ -137,6 +137,11 @@ class FrameBatch:
         self.posted: dict[bytes, Letter] = {}
         self.done_with: list[bytes] = []
 
+    @property
+    def committer(self) -> tuple[bytes, str]:
+        """Whose batches stand and fall together with this one: the open store's, of the session."""
+        return self.owner, self.session_id
+
     def append(self, sequence: int, record: LogRecord) -> None:
         """Append a record at `sequence`.
 

@@ -20,7 +20,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from callboard_protocol.errors import CallboardError, FencedError, SessionLockedError, UsageError
 from callboard_storage.batch import FrameBatch
@@ -202,8 +202,12 @@ class _Refusal:
         self.delivered_at: int | None = None
 
 
+Committer: TypeAlias = tuple[bytes, str]
+"""Whose batches stand and fall together: an open store's, of one session. Several open stores may share a directory."""
+
+
 class Refusals:
-    """Sessions one of whose batches was refused, until they know.
+    """Committers one of whose batches was refused, until they know.
 
     Attributes:
         stamp: put on each batch when it is committed; it tells batches committed before a delivery from later ones.
@@ -213,28 +217,28 @@ class Refusals:
 
     def __init__(self) -> None:
         self.stamp = 0
-        self._refused: dict[str, _Refusal] = {}
+        self._refused: dict[Committer, _Refusal] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._refused)
 
-    def refuse(self, session_id: str, error: CallboardError) -> None:
-        """Refuse the session's fenced batches from now on, until `deliver`."""
+    def refuse(self, committer: Committer, error: CallboardError) -> None:
+        """Refuse the committer's fenced batches from now on, until `deliver`."""
         with self._lock:
-            self._refused[session_id] = _Refusal(error)
+            self._refused[committer] = _Refusal(error)
 
-    def standing(self, session_id: str, stamp: int) -> CallboardError | None:
-        """The error of a batch that was committed before its session knew of the refusal; None if it did know."""
-        refusal = self._refused.get(session_id)
+    def standing(self, committer: Committer, stamp: int) -> CallboardError | None:
+        """The error of a batch that was committed before its committer knew of the refusal; None if it did know."""
+        refusal = self._refused.get(committer)
         if refusal is None or (refusal.delivered_at is not None and stamp >= refusal.delivered_at):
             return None
         return refusal.error.fresh()
 
-    def deliver(self, session_id: str) -> None:
-        """The session is being told now. Called on its committer's loop, just before its acknowledgement."""
+    def deliver(self, committer: Committer) -> None:
+        """It is being told now. Called on its loop, just before its acknowledgement."""
         with self._lock:
-            refusal = self._refused.get(session_id)
+            refusal = self._refused.get(committer)
             if refusal is not None and refusal.delivered_at is None:
                 self.stamp += 1
                 refusal.delivered_at = self.stamp

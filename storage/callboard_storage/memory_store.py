@@ -238,7 +238,7 @@ class MemoryStore:
             if answers is None:
                 answers = self._answers[loop] = []
                 self._schedule(loop)
-            answers.append((frames.session_id, acknowledge, error))
+            answers.append((frames.committer, acknowledge, error))
 
     @property
     def has_room(self) -> bool:
@@ -421,7 +421,7 @@ class MemoryStore:
         session = self._tables.session(batch.prefix)
         if fence is not None:
             if self._refusals:
-                standing = self._refusals.standing(batch.session_id, self._refusals.stamp)
+                standing = self._refusals.standing(batch.committer, self._refusals.stamp)
                 if standing is not None:
                     return standing
             verdict = judge(
@@ -435,12 +435,12 @@ class MemoryStore:
             if verdict is Verdict.REPLAY:
                 return None
             if verdict is not Verdict.WRITE:
-                self._refusals.refuse(batch.session_id, verdict)
+                self._refusals.refuse(batch.committer, verdict)
                 return verdict
         full = self._room.refusal(batch) if self._is_bounded else None
         if full is not None:
             if fence is not None:
-                self._refusals.refuse(batch.session_id, full)
+                self._refusals.refuse(batch.committer, full)
             return full
         if batch.posted:
             unposted = posting.refusal(batch, self._tables.get, self._tables.last_number)

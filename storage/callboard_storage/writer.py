@@ -214,8 +214,8 @@ class StoreWriter(pykka.ThreadingActor):
         answers: _Answers = {}
         for item in work:
             if item.fence is not None:
-                self._refusals.refuse(item.batch.session_id, error)
-            answers.setdefault(item.loop, []).append((item.batch.session_id, item.acknowledge, error.fresh()))
+                self._refusals.refuse(item.batch.committer, error)
+            answers.setdefault(item.loop, []).append((item.batch.committer, item.acknowledge, error.fresh()))
         for loop, of_loop in answers.items():
             _call(loop, deliver, loop, self._refusals, of_loop)
 
@@ -272,8 +272,8 @@ class StoreWriter(pykka.ThreadingActor):
             if error is None:
                 done_with += batch.done_with
             if error is not None and item.fence is not None:
-                self._refusals.refuse(batch.session_id, error)
-            answers.setdefault(item.loop, []).append((batch.session_id, item.acknowledge, error))
+                self._refusals.refuse(batch.committer, error)
+            answers.setdefault(item.loop, []).append((batch.committer, item.acknowledge, error))
         self._write_out(transaction, rows)
         self._change(transaction, changes)
         for prefix in done_with:
@@ -338,7 +338,7 @@ class StoreWriter(pykka.ThreadingActor):
     def _judge(self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: Rows) -> Verdict | CallboardError:
         session_id = item.batch.session_id
         if self._refusals:
-            refusal = self._refusals.standing(session_id, item.stamp)
+            refusal = self._refusals.standing(item.batch.committer, item.stamp)
             if refusal is not None:
                 return refusal
         standing = self._standings.known(session_id)

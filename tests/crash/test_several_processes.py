@@ -184,3 +184,34 @@ async def test_a_run_submitted_to_two_processes_at_the_same_moment_runs_once(tmp
             assert [result.output for result in results] == [f"by this one: r{number}"] * 2
             assert (await one.runs.get(f"r{number}")).state == "completed"
     assert noted == [f"r{number}" for number in range(30)]
+
+
+@pytest.mark.parametrize("kind", ["at once", "one after the other"])
+async def test_the_same_runs_submitted_to_two_processes_at_the_same_moment_run_once(tmp_path: Path, kind: str) -> None:
+    noted: list[str] = []
+
+    def carrier(name: str) -> Agent[None, str]:
+        async def pattern(ctx: RunContext[Any]) -> str:
+            noted.append(ctx.run_id)
+            await ctx.step("begin", _nothing)
+            await ctx.step("hold", _nothing)
+            return f"{ctx.run_id} by {name}"
+
+        return Agent("worker", pattern=pattern)
+
+    def submitted(runtime: Runtime, number: int) -> Any:
+        return runtime.submit("worker", "go", run_id=f"r{number}", session_id=f"s{number % 3}")
+
+    one = Runtime([carrier("one")], store=LmdbStore(tmp_path, map_size=1 << 30))
+    other = Runtime([carrier("other")], store=LmdbStore(tmp_path, map_size=1 << 30))
+    async with one, other, asyncio.timeout(60):
+        handles = []
+        for number in range(60):
+            both = [submitted(one, number), submitted(other, number)]
+            handles.append(await asyncio.gather(*(both if number % 2 else reversed(both))))
+            if kind == "one after the other":
+                await handles[-1][0].result()
+        results = [[(await handle.result()).output for handle in pair] for pair in handles]
+        assert [pair[0] for pair in results] == [pair[1] for pair in results]
+        assert {entry.state.value for entry in await one.runs.list()} == {"completed"}
+    assert sorted(noted) == sorted(f"r{number}" for number in range(60))

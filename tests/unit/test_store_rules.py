@@ -141,23 +141,28 @@ def test_runs_of_the_dead_and_ones_own_can_be_claimed():
     assert asked == [OTHER, b"dead", b""]
 
 
+SESSION = (ME, "session")
+
+
 def test_a_refusal_stands_until_it_is_delivered_and_for_what_was_committed_before():
     refusals = Refusals()
     before = refusals.stamp
     assert not refusals
-    refusals.refuse("session", FencedError("no"))
+    refusals.refuse(SESSION, FencedError("no"))
     assert refusals
-    assert isinstance(refusals.standing("session", before), FencedError)
-    assert isinstance(refusals.standing("session", refusals.stamp), FencedError)
-    assert refusals.standing("other", before) is None
+    assert isinstance(refusals.standing(SESSION, before), FencedError)
+    assert isinstance(refusals.standing(SESSION, refusals.stamp), FencedError)
+    assert refusals.standing((ME, "other"), before) is None
+    # Another open store's batches of the very session are none of this.
+    assert refusals.standing((OTHER, "session"), before) is None
     refusals.forget_delivered()
-    assert isinstance(refusals.standing("session", before), FencedError)
+    assert isinstance(refusals.standing(SESSION, before), FencedError)
 
-    refusals.deliver("session")
-    assert isinstance(refusals.standing("session", before), FencedError)
-    assert refusals.standing("session", refusals.stamp) is None
-    refusals.deliver("session")
-    assert refusals.standing("session", refusals.stamp) is None
+    refusals.deliver(SESSION)
+    assert isinstance(refusals.standing(SESSION, before), FencedError)
+    assert refusals.standing(SESSION, refusals.stamp) is None
+    refusals.deliver(SESSION)
+    assert refusals.standing(SESSION, refusals.stamp) is None
 
     refusals.forget_delivered()
     assert not refusals
@@ -165,14 +170,14 @@ def test_a_refusal_stands_until_it_is_delivered_and_for_what_was_committed_befor
 
 def test_a_second_refusal_stands_until_it_is_delivered_as_well():
     refusals = Refusals()
-    refusals.refuse("session", FencedError("first"))
-    refusals.deliver("session")
+    refusals.refuse(SESSION, FencedError("first"))
+    refusals.deliver(SESSION)
     stamp = refusals.stamp
-    refusals.refuse("session", FencedError("second"))
-    assert str(refusals.standing("session", stamp)).startswith("second")
-    refusals.deliver("session")
-    assert refusals.standing("session", stamp) is not None
-    assert refusals.standing("session", refusals.stamp) is None
+    refusals.refuse(SESSION, FencedError("second"))
+    assert str(refusals.standing(SESSION, stamp)).startswith("second")
+    refusals.deliver(SESSION)
+    assert refusals.standing(SESSION, stamp) is not None
+    assert refusals.standing(SESSION, refusals.stamp) is None
 
 
 # ---- the queue

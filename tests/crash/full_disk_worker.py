@@ -9,6 +9,7 @@ store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import sys
@@ -17,7 +18,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from callboard import Agent, ModelRequest, RunHandle, Runtime, RuntimeLimits, ScriptedModel, StoreFullError, ToolCall
+from callboard import (
+    Agent,
+    ModelRequest,
+    RunHandle,
+    Runtime,
+    RuntimeBusyError,
+    RuntimeLimits,
+    ScriptedModel,
+    StoreFullError,
+    ToolCall,
+)
 from callboard import tool as as_tool
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.room import MIB
@@ -64,8 +75,9 @@ class Wall:
     async def delete_what_has_ended(self, runtime: Runtime) -> int:
         count = 0
         for entry in await runtime.runs.list(state="completed"):
-            await runtime.sessions.delete(entry.session_id)
-            count += 1
+            with contextlib.suppress(RuntimeBusyError):  # its end is on disk, and its attempt still lets go of it
+                await runtime.sessions.delete(entry.session_id)
+                count += 1
         return count
 
 

@@ -130,8 +130,15 @@ def test_a_call_in_doubt_is_never_repeated_unless_the_agent_says_so(
 # ---- over each commit in turn
 
 
-@pytest.mark.parametrize("task", ["clerk_alone", "planner_alone"])
-@pytest.mark.parametrize(("at_commits", "when"), [((1, 2), "after"), ((2,), "before")])
+@pytest.mark.parametrize(
+    ("task", "at_commits", "when"),
+    [
+        ("clerk_alone", (1, 2), "after"),
+        ("planner_alone", (2,), "before"),
+        pytest.param("clerk_alone", (2,), "before", marks=pytest.mark.slow),
+        pytest.param("planner_alone", (1, 2), "after", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_dies_over_every_commit_gets_there_step_by_step(
     theatre: Any, laws: Any, task: str, at_commits: tuple[int, ...], when: str
 ) -> None:

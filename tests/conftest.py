@@ -1,7 +1,11 @@
-"""What tests in several rooms need: a data directory as the other engine would have made it."""
+"""What tests in several rooms need: bytecode that is compiled once, and a data directory as the other engine would have
+made it.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,11 @@ import pytest
 
 MAP_SIZE = 1 << 30
 LMDB_1_0 = 1
+
+# Hundreds of tests start processes that import Callboard. Where the environment keeps bytecode from being written, each
+# of them would compile it anew, which takes a third of its start.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) is not None:
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"callboard-bytecode-{os.getuid()}"))
 
 
 def _as_lmdb_1_0(directory: Path) -> Path:

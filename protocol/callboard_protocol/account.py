@@ -72,6 +72,14 @@ class Account:
         self.room_tokens -= tokens
         self.room_cost -= cost
 
+    def hold(self, amount: Amount) -> None:
+        """Count what is reserved by others than its own callers."""
+        steps, tool_calls, tokens, cost = amount
+        self.room_steps -= steps
+        self.room_tool_calls -= tool_calls
+        self.room_tokens -= tokens
+        self.room_cost -= cost
+
     def spent(self) -> Amount:
         """What it and everything below it have spent."""
         return Amount(self.spent_steps, self.spent_tool_calls, self.spent_tokens, self.spent_cost)

@@ -87,6 +87,15 @@ class Limits(NamedTuple):
 NO_LIMITS: Final = Limits()
 
 
+def least(limits: Limits, others: Limits) -> Limits:
+    """The narrower of two limits, figure by figure."""
+    narrowest = (
+        limit if other is None else other if limit is None else min(limit, other)
+        for limit, other in zip(limits, others, strict=True)
+    )
+    return Limits(*narrowest)
+
+
 def nano_usd(usd: Decimal | float) -> int:
     """A price in billionths of a US dollar, rounded up so that it is never understated.
 

@@ -67,6 +67,7 @@ class Ledger:
         parent: str | None = None,
         spent: Amount = ZERO,
         *,
+        reserved: Amount = ZERO,
         counted_above: bool = False,
     ) -> None:
         """Open an account.
@@ -77,6 +78,7 @@ class Ledger:
             parent: the account it draws on too.
             spent: what it had spent before: its own work and that of accounts below it that stay closed. It may be
                 past the limits; nothing more is granted then.
+            reserved: what is reserved of it already, and of no account above.
             counted_above: whether the accounts above have `spent` in theirs already: True for a run that was closed
                 in this ledger and goes on, False where a ledger is rebuilt after a crash.
 
@@ -90,6 +92,7 @@ class Ledger:
         account = Account(account_id, limits, () if above is None else above.chain)
         for node in (account,) if counted_above else account.chain:
             node.spend(spent)
+        account.hold(reserved)
         if above is not None:
             above.children += 1
         self._accounts[account_id] = account

@@ -15,12 +15,35 @@ class AccountEntry(Frozen):
         spent: what ended runs spent: model calls, tool calls, tokens, billionths of a US dollar. As stored, it lacks
             what is in charges that were not taken in yet.
         opened_at: unix seconds.
+        used: what unfinished runs have spent since they last charged it, all together.
+        reserved: what calls in flight may still cost, all together.
     """
 
     name: str
     budget: RunBudget
     spent: tuple[int, int, int, int] = (0, 0, 0, 0)
     opened_at: float = 0.0
+    used: tuple[int, int, int, int] = (0, 0, 0, 0)
+    reserved: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+class AccountDraw(Frozen):
+    """What one unfinished run, with all below it, draws on its account; its charge takes the place of this.
+
+    Attributes:
+        account: the account.
+        run_id: the run.
+        owner: the open store whose process carries the run, or did when it died.
+        used: what it has spent since it last charged the account: model calls, tool calls, tokens, billionths of a US
+            dollar.
+        reserved: what its calls in flight may still cost.
+    """
+
+    account: str
+    run_id: str
+    owner: bytes
+    used: tuple[int, int, int, int] = (0, 0, 0, 0)
+    reserved: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 class AccountCharge(Frozen):
@@ -67,13 +90,13 @@ class AccountFigures(Frozen):
 
 
 class Account(Frozen):
-    """How an account stands, as this process knows it.
+    """How an account stands, with the runs of every process on the data directory in view.
 
     Attributes:
         name: its name.
         budget: the most its runs may spend together.
-        spent: what its runs spent, those at work in this process included.
-        reserved: what calls in flight in this process may still cost.
+        spent: what its runs spent, those at work included.
+        reserved: what calls in flight may still cost.
         left: what could be reserved now; None where nothing limits it.
     """
 

@@ -30,6 +30,7 @@ Table: TypeAlias = Literal[
     "arrivals",
     "accounts",
     "charges",
+    "draws",
 ]
 """The tables beside the log."""
 
@@ -46,6 +47,7 @@ TABLES: Final[tuple[Table, ...]] = (
     "arrivals",
     "accounts",
     "charges",
+    "draws",
 )
 
 Change: TypeAlias = tuple[Table, bytes, bytes | None]

@@ -115,14 +115,19 @@ def account_key(name: str) -> bytes:
     return check_identifier(name, "account name").encode()
 
 
-def charges_prefix(name: str) -> bytes:
-    """What the keys of the charges to an account begin with."""
+def account_prefix(name: str) -> bytes:
+    """What the keys of the charges to an account begin with, and of what runs draw on it."""
     return account_key(name) + b"\0"
 
 
 def charge_key(charge: AccountCharge) -> bytes:
     """A charge's key: each attempt of a run ends once."""
-    return name_key(charges_prefix(charge.account), f"{charge.run_id}\1{charge.attempt}", "run id")
+    return name_key(account_prefix(charge.account), f"{charge.run_id}\1{charge.attempt}", "run id")
+
+
+def draw_key(account: str, run_id: str) -> bytes:
+    """The key of what a run draws on an account."""
+    return name_key(account_prefix(account), run_id, "run id")
 
 
 def readable(table: str, key: bytes) -> str:
@@ -138,7 +143,7 @@ def readable(table: str, key: bytes) -> str:
 def place(table: str, key: bytes) -> dict[str, Any]:
     """Where a row is, as the context of an error says it."""
     is_run = table in {"runs", "unfinished"}
-    is_account = table in {"accounts", "charges"}
+    is_account = table in {"accounts", "charges", "draws"}
     return {
         "table": table,
         "key": readable(table, key),

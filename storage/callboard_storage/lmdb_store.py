@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from callboard_protocol.drawing import DrawChange, Drawn
 from callboard_protocol.errors import CallboardError, DamagedRecordError, ForkedError, StoreClosedError
 from callboard_protocol.letters import Letter
 from callboard_protocol.named_accounts import AccountEntry
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage import data_directory, keys, reading
+from callboard_storage import account_rows, data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
 from callboard_storage.deletion import delete_rows
@@ -246,31 +247,48 @@ class LmdbStore:
         )
 
     async def keep_account(self, name: str, budget: RunBudget | None, *, opens: bool = False) -> AccountEntry | None:
-        """Give an account a budget, and have its entry take all charges in."""
+        """Give an account a budget, and bring its entry up to date."""
+        is_alive = self._opened().owners.is_alive
+        drawn = await self._change_account(
+            lambda snapshot: account_rows.kept(snapshot, name, budget, time.time(), opens=opens, is_alive=is_alive)
+        )
+        return None if drawn is None else drawn.entry
 
-        def keep(transaction: WriteTransaction) -> AccountEntry | None:
-            entry, row, taken = reading.account_changes(transaction.snapshot(), name, budget, time.time(), opens=opens)
-            if entry is not None:
-                transaction.write("accounts", [(keys.account_key(name), row)])
-                for key in taken:
-                    transaction.delete("charges", key)
-            return entry
+    async def draw(self, name: str, changes: Sequence[DrawChange], *, for_the_dead: bool = False) -> Drawn | None:
+        """Change what runs draw on an account."""
+        owner, is_alive = self._own_id, self._opened().owners.is_alive if for_the_dead else None
+        return await self._change_account(lambda snapshot: account_rows.drawn(snapshot, name, changes, owner, is_alive))
 
-        return await self._operate("", keep)
+    async def _change_account(
+        self, ask: Callable[[reading.Snapshot], account_rows.AccountChanges | None]
+    ) -> Drawn | None:
+        def work(transaction: WriteTransaction) -> Drawn | None:
+            changes = ask(transaction.snapshot())
+            if changes is None:
+                return None
+            for table, key, value in changes.rows:
+                if value is None:
+                    transaction.delete(table, key)
+                else:
+                    transaction.write(table, [(key, value)])
+            return changes.drawn
+
+        return await self._operate("", work)
 
     async def read_account(self, name: str) -> AccountEntry | None:
         """An account, with all charges to it taken in."""
-        return await self._read_on_thread(lambda snapshot: reading.account(snapshot, name))
+        return await self._read_on_thread(lambda snapshot: account_rows.read(snapshot, name))
 
     async def list_accounts(self) -> Sequence[str]:
         """The names of all accounts."""
-        return await self._read_on_thread(reading.account_names)
+        return await self._read_on_thread(account_rows.names)
 
     async def delete_account(self, name: str) -> bool:
-        """Remove an account and the charges to it."""
+        """Remove an account, the charges to it, and what runs draw on it."""
 
         def delete(transaction: WriteTransaction) -> bool:
-            transaction.delete_prefix("charges", keys.charges_prefix(name))
+            for table in ("charges", "draws"):
+                transaction.delete_prefix(table, keys.account_prefix(name))
             return transaction.delete("accounts", keys.account_key(name))
 
         return await self._operate("", delete)

@@ -16,12 +16,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from callboard_protocol.drawing import DrawChange, Drawn
 from callboard_protocol.errors import CallboardError, DamagedRecordError, StoreClosedError
 from callboard_protocol.letters import Letter
 from callboard_protocol.named_accounts import AccountEntry
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage import keys, posting, reading
+from callboard_storage import account_rows, keys, posting, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import (
@@ -77,6 +78,7 @@ class _Tables:
             "locks": {},
             "accounts": {},
             "charges": {},
+            "draws": {},
         }
         self.bytes_used = 0
         self._sorted: dict[Table, list[bytes]] = {}
@@ -307,33 +309,45 @@ class MemoryStore:
         )
 
     async def keep_account(self, name: str, budget: RunBudget | None, *, opens: bool = False) -> AccountEntry | None:
-        """Give an account a budget, and have its entry take all charges in."""
+        """Give an account a budget, and bring its entry up to date."""
+        drawn = self._change_account(
+            lambda tables: account_rows.kept(tables, name, budget, time.time(), opens=opens, is_alive=self._is_alive)
+        )
+        return None if drawn is None else drawn.entry
+
+    async def draw(self, name: str, changes: Sequence[DrawChange], *, for_the_dead: bool = False) -> Drawn | None:
+        """Change what runs draw on an account."""
+        is_alive = self._is_alive if for_the_dead else None
+        return self._change_account(lambda tables: account_rows.drawn(tables, name, changes, self._owner, is_alive))
+
+    def _change_account(self, ask: Callable[[_Tables], account_rows.AccountChanges | None]) -> Drawn | None:
         with self._lock:
             tables = self._snapshot()
-            entry, row, taken = reading.account_changes(tables, name, budget, time.time(), opens=opens)
-            if entry is not None:
-                tables.share("accounts", keys.account_key(name), row)
-                for key in taken:
-                    tables.share("charges", key, None)
-                self._measure()
-            return entry
+            changes = ask(tables)
+            if changes is None:
+                return None
+            for change in changes.rows:
+                tables.share(*change)
+            self._measure()
+            return changes.drawn
 
     async def read_account(self, name: str) -> AccountEntry | None:
         """An account, with all charges to it taken in."""
-        return self._read(lambda tables: reading.account(tables, name))
+        return self._read(lambda tables: account_rows.read(tables, name))
 
     async def list_accounts(self) -> Sequence[str]:
         """The names of all accounts."""
-        return self._read(reading.account_names)
+        return self._read(account_rows.names)
 
     async def delete_account(self, name: str) -> bool:
-        """Remove an account and the charges to it."""
+        """Remove an account, the charges to it, and what runs draw on it."""
         with self._lock:
             tables = self._snapshot()
-            key, prefix = keys.account_key(name), keys.charges_prefix(name)
+            key, prefix = keys.account_key(name), keys.account_prefix(name)
             was_there = tables.get("accounts", key) is not None
-            for charge in [one for one in tables.shared["charges"] if one.startswith(prefix)]:
-                tables.share("charges", charge, None)
+            for table in ("charges", "draws"):
+                for row in [one for one in tables.shared[table] if one.startswith(prefix)]:
+                    tables.share(table, row, None)
             tables.share("accounts", key, None)
             self._measure()
             return was_there

@@ -37,6 +37,7 @@ _SUBJECTS: Final[Mapping[str, str]] = MappingProxyType(
         "letters": "a letter to a run of session {session_id!r}",
         "accounts": "the account {key!r}",
         "charges": "a charge to an account ({key!r})",
+        "draws": "what a run draws on an account ({key!r})",
     }
 )
 
@@ -51,6 +52,7 @@ _HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "letters": "cancel the run it was for, or restore a backup",
         "accounts": "open it anew: runtime.accounts.open(name, budget); or restore a backup",
         "charges": "restore a backup, or close the account and open it anew",
+        "draws": "restore a backup, or close the account and open it anew",
     }
 )
 

@@ -6,26 +6,21 @@ next await.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Literal, Protocol, TypeVar, cast
 
-from callboard_protocol.amounts import Amount, total
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UsageError
 from callboard_protocol.letters import Letter, Posted
-from callboard_protocol.named_accounts import AccountCharge, AccountEntry
 from callboard_protocol.records import LogRecord, Record
-from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import chunks, keys
 from callboard_storage.batch import Table
-from callboard_storage.codec import moved, pack, seal
+from callboard_storage.codec import moved
 from callboard_storage.fencing import Holder, holder_in
 from callboard_storage.quarantine import SetAside, located
 from callboard_storage.store import StoredRecord
 
 ModelT = TypeVar("ModelT")
-
-_CHARGES_AT_A_TIME = 1024
 
 Rows = Sequence[tuple[bytes, bytes]]
 """Keys and values, in the order of the keys."""
@@ -63,9 +58,7 @@ class Snapshot(Protocol):
         ...
 
 
-def _decoded(
-    snapshot: Snapshot, table: Table | Literal["log"], key: bytes, frame: bytes, model: type[ModelT]
-) -> ModelT:
+def decoded(snapshot: Snapshot, table: Table | Literal["log"], key: bytes, frame: bytes, model: type[ModelT]) -> ModelT:
     """The model of a row.
 
     Raises:
@@ -98,7 +91,7 @@ def log_range(
 def log(snapshot: Snapshot, session_id: str, first: int, behind: int) -> list[StoredRecord]:
     """Decoded records with `first` <= sequence < `behind`, all of which must be there."""
     return [
-        StoredRecord(keys.sequence_of(key), cast(LogRecord, _decoded(snapshot, "log", key, frame, Record)))
+        StoredRecord(keys.sequence_of(key), cast(LogRecord, decoded(snapshot, "log", key, frame, Record)))
         for key, frame in _log_rows(snapshot, session_id, first, behind)
     ]
 
@@ -129,7 +122,7 @@ def stored_head(snapshot: Snapshot, session_id: str, set_aside: SetAside) -> tup
     head = SessionHead(session_id=session_id)
     if frame is not None:
         try:
-            head = _decoded(snapshot, "heads", key, frame, SessionHead)
+            head = decoded(snapshot, "heads", key, frame, SessionHead)
         except UnknownSchemaError:
             raise
         except DamagedRecordError as error:
@@ -163,7 +156,7 @@ def run(snapshot: Snapshot, run_id: str) -> RunEntry | None:
     """A run's entry."""
     key = keys.run_key(run_id)
     frame = snapshot.get("runs", key)
-    return None if frame is None else _decoded(snapshot, "runs", key, frame, RunEntry)
+    return None if frame is None else decoded(snapshot, "runs", key, frame, RunEntry)
 
 
 def runs(snapshot: Snapshot, after: str | None, limit: int, set_aside: SetAside) -> list[RunEntry]:
@@ -257,7 +250,7 @@ def checkpoint(snapshot: Snapshot, session_id: str, checkpoint_id: str) -> Sessi
     """One of a session's checkpoints."""
     key = keys.name_key(keys.session_prefix(session_id), checkpoint_id, "checkpoint id")
     frame = snapshot.get("checkpoints", key)
-    return None if frame is None else _decoded(snapshot, "checkpoints", key, frame, SessionCheckpoint)
+    return None if frame is None else decoded(snapshot, "checkpoints", key, frame, SessionCheckpoint)
 
 
 def copied_log(snapshot: Snapshot, source: str, target: str, behind: int) -> Rows:
@@ -287,81 +280,14 @@ def letters(snapshot: Snapshot, session_id: str, run_id: str) -> list[Letter]:
     own = keys.letters_prefix(prefix, run_id)
     rows = snapshot.session_rows("letters", prefix)
     return [
-        cast(Letter, _decoded(snapshot, "letters", key, frame, Posted)) for key, frame in rows if key.startswith(own)
+        cast(Letter, decoded(snapshot, "letters", key, frame, Posted)) for key, frame in rows if key.startswith(own)
     ]
-
-
-def account(snapshot: Snapshot, name: str) -> AccountEntry | None:
-    """An account, with all charges to it taken in."""
-    key = keys.account_key(name)
-    frame = snapshot.get("accounts", key)
-    if frame is None:
-        return None
-    return _with_charges(_decoded(snapshot, "accounts", key, frame, AccountEntry), charges(snapshot, name))
-
-
-def charges(snapshot: Snapshot, name: str) -> dict[bytes, AccountCharge]:
-    """The charges to an account that its entry does not hold yet, by their keys."""
-    prefix = after = keys.charges_prefix(name)
-    found: dict[bytes, AccountCharge] = {}
-    while True:
-        rows = snapshot.rows("charges", after, _CHARGES_AT_A_TIME)
-        for key, frame in rows:
-            if not key.startswith(prefix):
-                return found
-            found[key] = _decoded(snapshot, "charges", key, frame, AccountCharge)
-        if len(rows) < _CHARGES_AT_A_TIME:
-            return found
-        after = rows[-1][0]
-
-
-def _with_charges(entry: AccountEntry, taken: Mapping[bytes, AccountCharge]) -> AccountEntry:
-    """The account's entry once it holds these charges."""
-    if not taken:
-        return entry
-    spent = total([Amount(*entry.spent), *(Amount(*charge.amount) for charge in taken.values())])
-    return entry.model_copy(update={"spent": (*spent,)})
-
-
-def account_names(snapshot: Snapshot) -> list[str]:
-    """The names of all accounts, in order."""
-    return [key.decode() for key, _ in snapshot.rows("accounts")]
-
-
-def account_changes(
-    snapshot: Snapshot, name: str, budget: RunBudget | None, now: float, *, opens: bool
-) -> tuple[AccountEntry | None, bytes, list[bytes]]:
-    """What keeping an account as it is asked for changes: its entry, that encoded, and the charges that this takes in.
-
-    Args:
-        snapshot: where it is.
-        name: its name.
-        budget: what it gets; None for the one it has.
-        now: unix seconds.
-        opens: whether it is made where it is missing.
-
-    Returns:
-        None in place of the entry where there is no such account and none is made.
-    """
-    key = keys.account_key(name)
-    frame = snapshot.get("accounts", key)
-    taken: dict[bytes, AccountCharge] = {}
-    if frame is not None:
-        taken = charges(snapshot, name)
-        entry = _with_charges(_decoded(snapshot, "accounts", key, frame, AccountEntry), taken)
-        if budget is not None:
-            entry = entry.model_copy(update={"budget": budget})
-    elif opens and budget is not None:
-        entry = AccountEntry(name=name, budget=budget, opened_at=now)
-    else:
-        return None, b"", []
-    return entry, seal(key, *pack(entry)), [*taken]
 
 
 def memory(snapshot: Snapshot, session_id: str) -> list[MemoryEntry]:
     """A session's memory entries, by name."""
     rows = snapshot.session_rows("memory", keys.session_prefix(session_id))
-    return [_decoded(snapshot, "memory", key, frame, MemoryEntry) for key, frame in rows]
+    return [decoded(snapshot, "memory", key, frame, MemoryEntry) for key, frame in rows]
 
 
 def _readable(snapshot: Snapshot, table: Table, rows: Rows, model: type[ModelT], set_aside: SetAside) -> list[ModelT]:
@@ -369,7 +295,7 @@ def _readable(snapshot: Snapshot, table: Table, rows: Rows, model: type[ModelT],
     found = []
     for key, frame in rows:
         try:
-            found.append(_decoded(snapshot, table, key, frame, model))
+            found.append(decoded(snapshot, table, key, frame, model))
         except DamagedRecordError as error:
             set_aside(error)
     return found

@@ -126,6 +126,7 @@ SCHEMAS = Schemas(
         _schema(38, 1, letters.PostedCancellation),
         _schema(39, 1, named_accounts.AccountEntry),
         _schema(40, 1, named_accounts.AccountCharge),
+        _schema(41, 1, named_accounts.AccountDraw),
     )
 )
 """What this release reads and writes."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from callboard_protocol.drawing import DrawChange, Drawn
 from callboard_protocol.errors import CallboardError
 from callboard_protocol.letters import Letter
 from callboard_protocol.named_accounts import AccountCharge, AccountEntry
@@ -401,7 +402,8 @@ class Store(Protocol):
         ...
 
     async def keep_account(self, name: str, budget: RunBudget | None, *, opens: bool = False) -> AccountEntry | None:
-        """Give an account a budget, and have its entry take all charges in; it keeps its turn among the commits.
+        """Give an account a budget, and bring its entry up to date; it keeps its turn among the commits. What stands
+        for runs that are no more, and what those reserved whose process died, counts as spent from then on.
 
         Args:
             name: which.
@@ -414,6 +416,25 @@ class Store(Protocol):
         Raises:
             DamagedRecordError: it, or a charge to it, cannot be read.
             StoreError: nothing was written.
+        """
+        ...
+
+    async def draw(self, name: str, changes: Sequence[DrawChange], *, for_the_dead: bool = False) -> Drawn | None:
+        """Change what runs draw on an account, in one transaction: one change after the other, each with its answer.
+        What all runs have spent and reserved, in whatever process, never passes the account's limits by that.
+
+        Args:
+            name: the account.
+            changes: what is asked. One that settles for a run which has been charged since, or which another open
+                store carries by now, changes nothing.
+            for_the_dead: count what runs have reserved whose process died as spent, before anything is answered.
+
+        Returns:
+            The answers, and the account as it stands then; None where there is none.
+
+        Raises:
+            DamagedRecordError: the account, a charge to it, or what a run draws on it, cannot be read.
+            StoreError: nothing was changed.
         """
         ...
 
@@ -430,7 +451,7 @@ class Store(Protocol):
         ...
 
     async def delete_account(self, name: str) -> bool:
-        """Remove an account and the charges to it. Whether there was one."""
+        """Remove an account, the charges to it, and what runs draw on it. Whether there was one."""
         ...
 
     async def list_runs(self, *, after: str | None = None, limit: int = 1000) -> Sequence[RunEntry]:

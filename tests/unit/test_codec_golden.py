@@ -23,7 +23,7 @@ from callboard_protocol.base import Frozen
 from callboard_protocol.letters import PostedCancellation, PostedDecision, PostedSignal
 from callboard_protocol.messages import DataPart, LinkPart, Message, TextPart, ToolCall, Usage
 from callboard_protocol.model_calls import ModelResponse
-from callboard_protocol.named_accounts import AccountCharge, AccountEntry
+from callboard_protocol.named_accounts import AccountCharge, AccountDraw, AccountEntry
 from callboard_protocol.records import Record
 from callboard_protocol.runs import ErrorDetails, ErrorSnapshot, RunArtifact, RunBudget, RunRequest, RunUsage
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
@@ -281,8 +281,16 @@ EXAMPLES: tuple[Frozen, ...] = (
     ),
     PostedSignal(run_id="run", at=8.5, number=7, channel="mail", value=PLAIN),
     PostedCancellation(run_id="run", at=8.5, by="ann", reason="enough"),
-    AccountEntry(name="team", budget=RunBudget(max_steps=9), spent=(3, 2, 1200, 4_500_000), opened_at=9.5),
+    AccountEntry(
+        name="team",
+        budget=RunBudget(max_steps=9),
+        spent=(3, 2, 1200, 4_500_000),
+        opened_at=9.5,
+        used=(2, 1, 300, 1_000_000),
+        reserved=(1, 0, 4096, 1),
+    ),
     AccountCharge(account="team", run_id="run", attempt=2, amount=(1, 0, 200, 500_000)),
+    AccountDraw(account="team", run_id="run", owner=b"0123456789abcdef", used=(2, 1, 300, 7), reserved=(1, 0, 4096, 1)),
 )
 """One model of every schema, with every field away from its default."""
 

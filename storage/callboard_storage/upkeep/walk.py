@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 from zlib import crc32
 
+from callboard_protocol.amounts import Amount, total
 from callboard_protocol.errors import CallboardError, DamagedRecordError
 from callboard_protocol.letters import Letter, Posted
-from callboard_protocol.named_accounts import AccountCharge, AccountEntry
+from callboard_protocol.named_accounts import AccountCharge, AccountDraw, AccountEntry
 from callboard_protocol.records import LogRecord, Record, RunBegan, SessionRewound
 from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import UNFINISHED
-from callboard_storage import chunks, keys
+from callboard_storage import account_rows, chunks, keys
 from callboard_storage.fencing import OWNER_BYTES, holder_in
 from callboard_storage.lmdb_transactions import ReadTransaction
 from callboard_storage.upkeep.report import Problem
@@ -33,6 +34,7 @@ TABLES = (
     "arrivals",
     "accounts",
     "charges",
+    "draws",
 )
 
 _ROWS_BETWEEN_REPORTS = 8192
@@ -104,6 +106,7 @@ class Walk:
                 "arrivals": self._check_arrival,
                 "accounts": self._check_account,
                 "charges": self._check_charge,
+                "draws": self._check_draw,
             }
             for key, value in self._each(table):
                 checks[table](key, value)
@@ -270,11 +273,26 @@ class Walk:
         account = self._decoded("accounts", key, frame, AccountEntry, None)
         if account is not None and keys.account_key(account.name) != key:
             self._wrong("accounts", key, f"is the account {account.name!r}")
+        if account is None or "draws" not in self._tables:
+            return
+        try:
+            draws = list(account_rows.draws(self._snapshot, account.name))
+        except DamagedRecordError:
+            return  # told with the draws
+        for what in ("used", "reserved"):
+            there = total(Amount(*getattr(draw, what)) for draw in draws)
+            if there != getattr(account, what):
+                self._wrong("accounts", key, f"has {getattr(account, what)} as {what}, and its runs' draws {(*there,)}")
 
     def _check_charge(self, key: bytes, frame: bytes) -> None:
         charge = self._decoded("charges", key, frame, AccountCharge, None)
         if charge is not None and keys.charge_key(charge) != key:
             self._wrong("charges", key, "is kept under another charge's key")
+
+    def _check_draw(self, key: bytes, frame: bytes) -> None:
+        draw = self._decoded("draws", key, frame, AccountDraw, None)
+        if draw is not None and keys.draw_key(draw.account, draw.run_id) != key:
+            self._wrong("draws", key, "is kept under another draw's key")
 
     def _check_session_run(self, key: bytes, value: bytes) -> None:
         session, run = _split(key)

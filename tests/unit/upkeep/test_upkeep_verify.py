@@ -44,6 +44,7 @@ def test_a_sound_store_is_said_to_be_sound(filled):
         "arrivals": 0,
         "accounts": 0,
         "charges": 0,
+        "draws": 0,
     }
     assert report.sessions == 3
     assert report.bytes_checked > 1000

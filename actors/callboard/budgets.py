@@ -1,16 +1,19 @@
-"""The supervisor's ledger, and the reservations that wait for room in it."""
+"""The supervisor's ledger, what runs draw on named accounts beside it, and the reservations that wait for room."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
-from callboard_protocol.amounts import Amount, Answer, Granted, Limits, MustWait, Refused
+from callboard.account_draws import AccountDraws, Outcome
+from callboard_protocol.amounts import ZERO, Amount, Answer, Granted, Limits, MustWait, Refused, least, less
 from callboard_protocol.commands import ReserveBudget, SettleBudget
+from callboard_protocol.drawing import ReserveDraw
 from callboard_protocol.errors import BudgetExhaustedError
 from callboard_protocol.ledger import Ledger
 
 _NAMED = "\0"
-"""What the ledger's name of a named account begins with; no run's id does."""
+"""What a named account is called in answers, before its name; no run's id begins so."""
 
 
 def used_up(run_id: str, answer: Refused) -> BudgetExhaustedError:
@@ -39,101 +42,189 @@ class Claim:
 
 
 class Budgets:
-    """The accounts of all runs at work."""
+    """The accounts of all runs at work, and what these draw on named ones.
 
-    def __init__(self) -> None:
+    A reservation is made in the ledger first, at the run and those above it, and then at the named account that the
+    tree draws on, where there is one: that is kept by the store, for all processes together.
+
+    Args:
+        draws: brings reservations to the named accounts.
+    """
+
+    def __init__(self, draws: AccountDraws) -> None:
         self._ledger = Ledger()
+        self._draws = draws
+        self._drawn_on: dict[str, tuple[str, str]] = {}
+        """Of each run that draws on a named account: that, and the root of its tree."""
         self._waiting: list[tuple[ReserveBudget, asyncio.Future[Answer]]] = []
 
-    def open(
-        self, run_id: str, limits: Limits, spent: Amount, above: str | None = None, *, counted_above: bool = False
-    ) -> Limits:
+    def open(self, run_id: str, limits: Limits, spent: Amount, above: str | None = None) -> Limits:
         """Open a run's account.
 
         Args:
             run_id: the run.
             limits: its budget.
             spent: what earlier attempts spent, and the runs they delegated.
-            above: what it draws on: the run that delegated it, or a named account as `name_of` calls it.
-            counted_above: whether `spent` is counted there already.
+            above: the run that delegated it, which has `spent` counted already.
 
         Returns:
             What is left, with every account above in view.
         """
-        self._ledger.open(run_id, limits, above, spent, counted_above=counted_above)
-        return self._ledger.left(run_id)
+        self._ledger.open(run_id, limits, above, spent, counted_above=above is not None)
+        if above is not None and above in self._drawn_on:
+            self._drawn_on[run_id] = self._drawn_on[above]
+        return self._left(run_id)
 
-    def close(self, run_id: str) -> Amount | None:
-        """Close a run's account; what it spent, with everything below it, or None where it was not open."""
+    async def open_below(self, account: str, run_id: str, limits: Limits, spent: Amount, charged: Amount) -> Limits:
+        """Open the account of a run that draws on a named one.
+
+        Args:
+            account: its name.
+            run_id: the run.
+            limits: its budget.
+            spent: what earlier attempts spent, and the runs they delegated.
+            charged: what of that an earlier end has charged to the account.
+
+        Returns:
+            What is left, with the named account in view.
+
+        Raises:
+            UnknownAccountError: that is not open any more.
+            StoreError: it cannot be read or written.
+        """
+        await self._draws.begin(account, run_id, less(spent, charged))
+        self._drawn_on[run_id] = (account, run_id)
+        return self.open(run_id, limits, spent)
+
+    def close(self, run_id: str) -> None:
+        """Close a run's account, if it is open. What it has not settled counts as spent."""
         if run_id not in self._ledger:
-            return None
-        spent = self._ledger.close(run_id)
-        self._answer_waiting()
-        return spent
-
-    # ---- named accounts
-
-    @staticmethod
-    def name_of(account: str) -> str:
-        """What the ledger calls a named account."""
-        return f"{_NAMED}{account}"
-
-    def open_account(self, name: str, limits: Limits, spent: Amount) -> None:
-        """Open a named account with what was spent of it."""
-        self._ledger.open(self.name_of(name), limits, spent=spent)
-
-    def adjust_account(self, name: str, limits: Limits, spent_elsewhere: Amount) -> None:
-        """Give a named account other limits, and count what others spent of it since."""
-        self._ledger.set_limits(self.name_of(name), limits)
-        self._ledger.count(self.name_of(name), spent_elsewhere)
+            return
+        account, root = self._drawn_on.pop(run_id, ("", ""))
+        unsettled = self._ledger.reserved(run_id)
+        self._ledger.close(run_id)
+        if account and unsettled != ZERO:
+            self._draws.settle(account, root, unsettled, unsettled)
         self._answer_waiting()
 
-    def close_account(self, name: str) -> None:
-        """Close a named account; nothing draws on it."""
-        self._ledger.close(self.name_of(name))
-
-    def standing(self, name: str) -> tuple[Amount, Amount, Limits]:
-        """What is spent, reserved and left of a named account."""
-        account = self.name_of(name)
-        return self._ledger.spent(account), self._ledger.reserved(account), self._ledger.left(account)
+    def _left(self, run_id: str) -> Limits:
+        left = self._ledger.left(run_id)
+        account, _ = self._drawn_on.get(run_id, ("", ""))
+        return least(left, self._draws.left(account)) if account else left
 
     # ---- reservations
 
     def reserve(self, message: ReserveBudget) -> Answer | asyncio.Future[Answer]:
-        """The ledger's answer: now, or once reservations beside this one have settled."""
-        answer = self._try(message)
-        if not isinstance(answer, MustWait):
+        """The ledger's answer: now, or once it is known."""
+        answer = self._ask_ledger(message)
+        if isinstance(answer, Refused) or (isinstance(answer, Granted) and message.run_id not in self._drawn_on):
             return answer
-        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((message, waiting))
-        return waiting
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if isinstance(answer, MustWait):
+            self._waiting.append((message, answered))
+        else:
+            self._draw(message, answer, answered)
+        return answered
 
     def settle(self, message: SettleBudget) -> None:
         """Put the true figure in the place of a reservation; a closed account has charged it in full already."""
-        if message.run_id in self._ledger:
-            self._ledger.settle(message.run_id, message.reserved, message.true)
-            if self._waiting:
-                self._answer_waiting()
+        if message.run_id not in self._ledger:
+            return
+        self._ledger.settle(message.run_id, message.reserved, message.true)
+        if message.run_id in self._drawn_on:
+            account, root = self._drawn_on[message.run_id]
+            self._draws.settle(account, root, message.reserved, message.true)
+        if self._waiting:
+            self._answer_waiting()
 
-    def _try(self, message: ReserveBudget) -> Answer:
+    def _ask_ledger(self, message: ReserveBudget) -> Answer:
         answer = self._ledger.reserve(
             message.run_id, message.amount, can_cap_tokens=message.can_cap_tokens, output=message.output
         )
-        if message.is_spent and isinstance(answer, Granted):
+        if message.is_spent and isinstance(answer, Granted) and message.run_id not in self._drawn_on:
             self._ledger.settle(message.run_id, answer.amount, answer.amount)
         return answer
 
     def _answer_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for message, answered in waiting:
-            if message.claim.is_withdrawn or message.run_id not in self._ledger:
-                # Nobody reads this any more; a grant nobody knows of would stand in the way of those behind it.
-                answered.set_result(Refused(message.run_id, "max_steps"))
+            if not self._is_wanted(message):
+                answered.set_result(_nobody_reads_this(message))
                 continue
-            answer = self._try(message)
+            answer = self._ask_ledger(message)
             if isinstance(answer, MustWait):
                 self._waiting.append((message, answered))
-                continue
-            if isinstance(answer, Granted):
-                message.claim.granted = answer
-            answered.set_result(answer)
+            elif isinstance(answer, Granted) and message.run_id in self._drawn_on:
+                self._draw(message, answer, answered)
+            else:
+                self._answer(message, answer, answered)
+
+    # ---- at the named account
+
+    def _draw(self, message: ReserveBudget, granted: Granted, answered: asyncio.Future[Answer]) -> None:
+        """Have the named account grant what the ledger has."""
+        account, root = self._drawn_on[message.run_id]
+        change = ReserveDraw(
+            root,
+            granted.amount,
+            can_cap_tokens=message.can_cap_tokens,
+            output=_output_of(message, granted),
+            is_spent=message.is_spent,
+        )
+        self._draws.reserve(
+            account, change, partial(self._drawn, message, granted, answered), partial(self._is_wanted, message)
+        )
+
+    def _drawn(
+        self, message: ReserveBudget, before: Granted, answered: asyncio.Future[Answer], outcome: Outcome
+    ) -> None:
+        """The named account has answered what the ledger had granted."""
+        if answered.done():
+            return
+        is_open = message.run_id in self._ledger
+        if isinstance(outcome, Granted) and self._is_wanted(message):
+            given_back = less(before.amount, outcome.amount)
+            if given_back != ZERO:
+                self._ledger.release(message.run_id, given_back)
+            if message.is_spent:
+                self._ledger.settle(message.run_id, outcome.amount, outcome.amount)
+            capped = before.capped_tokens if outcome.capped_tokens is None else outcome.capped_tokens
+            self._answer(message, Granted(outcome.amount, capped), answered)
+            if given_back != ZERO:
+                self._answer_waiting()
+            return
+        if isinstance(outcome, Granted) and is_open and not message.is_spent:
+            account, root = self._drawn_on[message.run_id]
+            self._draws.settle(account, root, outcome.amount, ZERO)
+        if is_open:
+            self._ledger.release(message.run_id, before.amount)
+        if isinstance(outcome, Refused):
+            answered.set_result(Refused(f"{_NAMED}{outcome.account_id}", outcome.limit))
+        elif isinstance(outcome, Granted) or outcome is None:
+            answered.set_result(_nobody_reads_this(message))
+        else:
+            answered.set_exception(outcome)
+        self._answer_waiting()
+
+    def _is_wanted(self, message: ReserveBudget) -> bool:
+        """Whether anybody still waits for a reservation: a grant nobody knows of would stand in the way of others."""
+        return not message.claim.is_withdrawn and message.run_id in self._ledger
+
+    @staticmethod
+    def _answer(message: ReserveBudget, answer: Answer, answered: asyncio.Future[Answer]) -> None:
+        if isinstance(answer, Granted):
+            message.claim.granted = answer
+        answered.set_result(answer)
+
+
+def _output_of(message: ReserveBudget, granted: Granted) -> Amount | None:
+    """What of a grant is for tokens yet to be written."""
+    output = message.output or message.amount
+    if granted.capped_tokens is None or not output.tokens:
+        return message.output
+    cost = less(granted.amount, less(message.amount, output)).cost_nano_usd
+    return Amount(tokens=granted.capped_tokens, cost_nano_usd=cost)
+
+
+def _nobody_reads_this(message: ReserveBudget) -> Refused:
+    return Refused(message.run_id, "max_steps")

@@ -137,8 +137,8 @@ def refuse_other(request: RunRequest, known: RunEntry) -> None:
 
 
 def charge_of(entry: RunEntry) -> AccountCharge | None:
-    """What a run's end charges to its account; None where it draws on none, or costs nothing."""
+    """What a run's end charges to its account, which ends what it has drawn there; None where it draws on none."""
     account = entry.request.account
-    if account is None or entry.state not in FINAL or not any(entry.charged):
+    if account is None or entry.state not in FINAL:
         return None
     return AccountCharge(account=account, run_id=entry.run_id, attempt=entry.attempts, amount=entry.charged)

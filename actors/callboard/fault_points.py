@@ -41,6 +41,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "decision.recorded": "a run has taken in what somebody decided about a call, and that is on disk",
         "letter.posted": "a decision, a value or a cancellation for a run is on disk, and the run has not seen it",
         "account.recorded": "a named account was opened or given a budget, and that is on disk",
+        "account.drawn": "what a run reserves or has settled is on disk with its account",
         "checkpoint.recorded": "a checkpoint under a caller's name is on disk",
         "fork.recorded": "a fork of a session is on disk",
     }

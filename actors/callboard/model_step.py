@@ -149,7 +149,6 @@ async def _ask(
     fit: bytes,
     contract: OutputContract | None,
 ) -> ModelResponse[Any]:
-    model = run.model
     recorded = run.journal.recorded(step, "generate", "", fit, new)
     conversation = scope.conversation
     new = say(conversation, new)
@@ -176,34 +175,67 @@ async def _ask(
         run_id=run.run_id,
         call_id=call_id,
     )
-    watched = run.is_watched
-    _about_to_ask(run, step, call_id, len(shown))
     started = run.clock.monotonic()
-    response: ModelResponse[Any] | None = None
-    error: CallboardError | None = None
-    true = None if granted is None else granted.amount
+    try:
+        response, error = await _answer(run, step, request)
+    except asyncio.CancelledError:
+        if granted is not None:
+            run.settle(granted.amount, granted.amount)
+        raise
+    duration = run.clock.monotonic() - started
+    record = _outcome(run, scope, step, fit, new, response, error, duration)
+    try:
+        await run.complete(record)
+    finally:
+        # Not before: a crash in between would charge for a call that nothing was reserved for any more.
+        if granted is not None:
+            run.settle(granted.amount, _ONE_CALL if response is None else _true_cost(response.usage))
+    if response is None:
+        assert record.error is not None
+        raise restore(record.error) from error
+    _warn_of_price(run, response)
+    conversation.add(response.as_message())
+    return response
+
+
+async def _answer(
+    run: LiveRun, step: str, request: ModelRequest
+) -> tuple[ModelResponse[Any] | None, CallboardError | None]:
+    """What the model says, or the error that comes instead."""
+    watched, call_id = run.is_watched, request.call_id
+    _about_to_ask(run, step, call_id, len(request.messages))
     try:
         reply = await run.directory.gateway.ask(
-            trusted(AskModel, model=model, request=request, on_delta=_deltas(run, step, call_id) if watched else None),
+            trusted(
+                AskModel, model=run.model, request=request, on_delta=_deltas(run, step, call_id) if watched else None
+            ),
             timeout=None,
         )
-        response = _identified(reply.response, step)
         run.meter.retries += reply.retries
         run.meter.ttft = run.meter.ttft or reply.ttft
-        true = _true_cost(response.usage)
+        return _identified(reply.response, step), None
     except asyncio.CancelledError:
         run.directory.gateway.tell(AbandonModelCall(call_id=call_id))
         raise
     except CallboardError as problem:
-        error = problem
-        true = _ONE_CALL
+        return None, problem
     finally:
         run.ticket.partials.pop(call_id, None)
-        if granted is not None and true is not None:
-            run.settle(granted.amount, true)
-    duration = run.clock.monotonic() - started
+
+
+def _outcome(
+    run: LiveRun,
+    scope: Scope,
+    step: str,
+    fit: bytes,
+    new: tuple[Message, ...],
+    response: ModelResponse[Any] | None,
+    error: CallboardError | None,
+    duration: float,
+) -> StepCompleted:
+    """The record of what came of a call."""
     changed, state = run.state.changed()
-    record = trusted(
+    return trusted(
         StepCompleted,
         run_id=run.run_id,
         ordinal=run.journal.claim_ordinal(),
@@ -223,13 +255,6 @@ async def _ask(
         running=run.running(),
         attempt=run.attempt,
     )
-    await run.complete(record)
-    if response is None:
-        assert record.error is not None
-        raise restore(record.error) from error
-    _warn_of_price(run, response)
-    conversation.add(response.as_message())
-    return response
 
 
 async def _reserve(run: LiveRun, step: str, shown: Sequence[Message], settings: ModelSettings) -> Granted:
@@ -246,6 +271,10 @@ async def _reserve(run: LiveRun, step: str, shown: Sequence[Message], settings: 
             tokens=granted.amount.tokens,
             cost_usd=granted.amount.cost_usd,
         )
+        if run.ticket.account is not None:
+            # Others count on what its end will charge.
+            await run.journal.append(record)
+            return granted
         run.journal.append_unawaited(record)
         # Not only once it is on disk: a run that is stopped right now is charged for this call as well.
         run.meter.count(record)

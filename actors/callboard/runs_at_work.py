@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from callboard.account_keeping import AccountKeeping
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.correspondence import Correspondence
@@ -19,7 +18,6 @@ from callboard.runs_in_hand import RunsInHand
 from callboard.stops import BegunElsewhere, SessionElsewhere
 from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
-from callboard_protocol.amounts import Amount
 from callboard_protocol.errors import DamagedRecordError, RuntimeBusyError, RuntimeClosingError
 from callboard_protocol.runs import RunResult
 from callboard_protocol.sessions import RunEntry
@@ -33,7 +31,6 @@ class RunsAtWork:
     Args:
         in_hand: the supervisor's runs.
         queue: those that wait for a slot.
-        accounts: the named accounts that runs draw on.
         taking_over: leaves a run to whoever has it.
         returning: those between two attempts.
         letters: what has come for them.
@@ -47,7 +44,6 @@ class RunsAtWork:
         in_hand: RunsInHand,
         queue: RunQueue,
         *,
-        accounts: AccountKeeping,
         taking_over: TakingOver,
         returning: ReturningRuns,
         letters: IncomingLetters,
@@ -57,7 +53,6 @@ class RunsAtWork:
     ) -> None:
         self._in_hand = in_hand
         self._queue = queue
-        self._accounts = accounts
         self._taking_over = taking_over
         self._returning = returning
         self._letters = letters
@@ -102,8 +97,7 @@ class RunsAtWork:
     def _stopped(self, ticket: RunTicket, result: RunResult[Any]) -> None:
         """The run has ended, or waits for something."""
         in_hand = self._in_hand
-        counted = self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
-        self._accounts.ended(ticket, counted)
+        self._let_go(ticket, keeps_session=ticket.entry.state == RunState.SUSPENDED)
         self._returning.forget(ticket)
         if ticket.unreadable is not None and not in_hand.is_closing:
             result = self._park_unreadable(ticket, ticket.unreadable, result)
@@ -170,15 +164,15 @@ class RunsAtWork:
             ticket.fail(problem)
         self._queue.admit()
 
-    def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> Amount | None:
-        """What a run held goes back, whatever became of it; what its account had counted, if that was open."""
+    def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> None:
+        """What a run held goes back, whatever became of it."""
         in_hand = self._in_hand
         in_hand.running -= 1
         if ticket.deadline is not None:
             ticket.deadline.cancel()
             ticket.deadline = None
         in_hand.sessions.leave(ticket.session_id)
-        counted = in_hand.budgets.close(ticket.run_id)
+        in_hand.budgets.close(ticket.run_id)
         self._returning.clear(ticket.run_id)
         self._queue.forget_slot(ticket)
         ticket.task = None
@@ -186,7 +180,6 @@ class RunsAtWork:
             in_hand.admission.release(ticket.run_id, ticket.session_id)
             in_hand.tickets.pop(ticket.run_id, None)
         in_hand.look_whether_drained()
-        return counted
 
     def _park_unreadable(self, ticket: RunTicket, error: DamagedRecordError, result: RunResult[Any]) -> RunResult[Any]:
         """Keep a run at hand whose session cannot be read. It holds nothing: later runs of the session fare alike."""

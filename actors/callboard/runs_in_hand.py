@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from callboard.account_draws import AccountDraws
 from callboard.active_sessions import ActiveSessions
 from callboard.admission import Admission
 from callboard.agents import Agent
@@ -32,7 +33,8 @@ class RunsInHand:
         tickets: the runs, by id: those at work, those that wait, and those followed that another process carries.
         admission: who has slots and sessions.
         sessions: those that are in memory.
-        budgets: the ledger.
+        draws: what runs draw on named accounts.
+        budgets: what each run may still use up.
         running: attempts at work.
         being_taken_in: runs that are being submitted.
         completed: runs that have completed here.
@@ -51,7 +53,8 @@ class RunsInHand:
         self.tickets: dict[str, RunTicket] = {}
         self.admission = Admission(limits.max_concurrent_runs)
         self.sessions = ActiveSessions(directory.system, directory.store, limits, directory.clock)
-        self.budgets = Budgets()
+        self.draws = AccountDraws(directory.store)
+        self.budgets = Budgets(self.draws)
         self.running = 0
         self.being_taken_in = 0
         self.completed = 0

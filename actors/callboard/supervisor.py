@@ -109,7 +109,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._budgets = in_hand.budgets
         self._queue = queue = RunQueue(in_hand, self._attempt)
         self._accounts = accounts = AccountKeeping(in_hand)
-        self._account_opening = AccountOpening(in_hand, accounts)
+        self._account_opening = AccountOpening(in_hand)
         self._returning = returning = ReturningRuns(in_hand, queue)
         self._correspondence = correspondence = Correspondence(in_hand, self._letter_came)
         letters = IncomingLetters(in_hand, queue, returning, correspondence, self.cancel)
@@ -133,7 +133,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._at_work = RunsAtWork(
             in_hand,
             queue,
-            accounts=accounts,
             taking_over=self._taking_over,
             returning=returning,
             letters=letters,
@@ -302,6 +301,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
     def on_stop(self) -> None:
         """Answers whoever still waits for a run: it is the next start's."""
         self._draining.answer_all()
+        self._in_hand.draws.close()
 
     def on_failure(
         self,

@@ -168,6 +168,11 @@ class RunTicket:
         return self.entry.request
 
     @property
+    def account(self) -> str | None:
+        """The named account that it draws on, or the root of its tree; None where that draws on none."""
+        return self.request.account if self.parent is None else self.parent.account
+
+    @property
     def run_id(self) -> str:
         """The run."""
         return self.entry.request.run_id

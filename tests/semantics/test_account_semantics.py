@@ -201,19 +201,57 @@ async def test_opening_an_account_again_changes_its_budget_alone_and_closing_for
 
 
 @pytest.mark.semantics("A7")
-async def test_a_run_that_begins_counts_what_others_on_the_directory_have_spent(place: Any) -> None:
-    agent = asking(place, times=4)
+async def test_the_runs_of_all_who_have_the_directory_open_share_the_limit(place: Any, until: Any) -> None:
+    gate = asyncio.Event()
+
+    async def think(request: ModelRequest) -> str:
+        place.note("asked")
+        await gate.wait()
+        return "fine"
+
+    async def pattern(ctx: RunContext[None]) -> str:
+        for _ in range(4):
+            await ctx.generate()
+        return "done"
+
+    agent = Agent("worker", pattern=pattern, model=ScriptedModel(think, usage=Usage(output_tokens=10)))
     async with place.runtime(agent) as one, place.runtime(agent) as other:
         await one.accounts.open("team", TEAM)
-        assert (await one.run(agent, "go", account="team")).output == "done"
-        assert (await other.run(agent, "go", account="team")).output == "done"
-        assert (await one.run(agent, "go", account="team")).stop_reason == "max_steps"
-        assert len(place.noted) == 9
+        handles = [await runtime.submit(agent, "go", account="team") for runtime in (one, other, one, other)]
+        await until(lambda: len(place.noted) == 4)
         for runtime in (one, other):
-            assert (await runtime.accounts.get("team")).spent.steps == 9
+            account = await runtime.accounts.get("team")
+            assert account.left.steps == 5
+        gate.set()
+        assert "max_steps" in {(await handle.result()).stop_reason for handle in handles}
+        assert len(place.noted) == 9
+        assert (await one.accounts.get("team")).spent.steps == 9
         await other.accounts.set_budget("team", RunBudget(max_steps=10))
         assert (await one.run(agent, "go", account="team")).stop_reason == "max_steps"
         assert len(place.noted) == 10
+
+
+async def test_a_reservation_waits_for_one_of_another_process_to_settle(place: Any, until: Any) -> None:
+    gate = asyncio.Event()
+
+    async def think(request: ModelRequest) -> str:
+        place.note(f"asked {request.run_id}")
+        await gate.wait()
+        return "fine"
+
+    agent = Agent("worker", model=ScriptedModel(think, usage=Usage(output_tokens=10)))
+    async with place.runtime(agent) as one, place.runtime(agent) as other:
+        await one.accounts.open("team", RunBudget(max_total_tokens=4500))
+        first = await one.submit(agent, "go", run_id="first", account="team")
+        await until(lambda: place.noted == ["asked first"])
+        second = await other.submit(agent, "go", run_id="second", account="team")
+        async for event in second.events():
+            if event.name == "run.started":
+                break
+        assert place.noted == ["asked first"]
+        gate.set()
+        assert [(await handle.result()).output for handle in (first, second)] == ["fine", "fine"]
+        assert (await one.accounts.get("team")).spent.tokens == 20
 
 
 async def test_a_model_call_that_was_cut_short_is_charged_in_full(place: Any, until: Any) -> None:

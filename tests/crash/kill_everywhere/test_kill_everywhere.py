@@ -62,6 +62,7 @@ POINTS = {
     "decision.recorded",
     "letter.posted",
     "account.recorded",
+    "account.drawn",
 }
 
 

@@ -365,7 +365,7 @@ class LiveRun:
             claim=claim,
         )
         try:
-            answer = await self.directory.supervisor.ask(message, timeout=None)
+            answer = await self._granted(message)
         except asyncio.CancelledError:
             claim.is_withdrawn = True
             if claim.granted is not None and not is_spent:
@@ -375,6 +375,17 @@ class LiveRun:
             raise StopRun(answer.stop_reason, used_up(self.run_id, answer))
         granted: Granted = answer
         return granted
+
+    async def _granted(self, message: ReserveBudget) -> Granted | Refused:
+        """The answer to a reservation; while it waits, nothing of it is in flight."""
+        self.boundary.rest(acting=True)
+        try:
+            answer: Granted | Refused = await self.directory.supervisor.ask(message, timeout=None)
+        finally:
+            self.boundary.go_on(acting=True)
+        if self.boundary.is_closed and isinstance(answer, Granted):
+            await self.boundary.stay()
+        return answer
 
     def settle(self, reserved: Amount, true: Amount) -> None:
         """Put the true figure in the place of what was reserved."""

@@ -254,6 +254,37 @@ async def test_a_reservation_waits_for_one_of_another_process_to_settle(place: A
         assert (await one.accounts.get("team")).spent.tokens == 20
 
 
+async def test_a_run_that_waits_for_room_can_be_cancelled_and_left_at_once(place: Any, until: Any) -> None:
+    async def think(request: ModelRequest) -> str:
+        place.note(f"asked {request.run_id}")
+        await asyncio.Event().wait()
+        return "never"
+
+    async def begun(handle: Any) -> None:
+        async for event in handle.events():
+            if event.name == "run.started":
+                return
+
+    agent = Agent("worker", model=ScriptedModel(think))
+    async with place.runtime(agent) as one:
+        await one.accounts.open("team", RunBudget(max_total_tokens=4200))
+        holder = await one.submit(agent, "go", run_id="holder", account="team")
+        await until(lambda: place.noted == ["asked holder"])
+        async with place.runtime(agent, drain_timeout=60) as other:
+            cancelled = await other.submit(agent, "go", run_id="cancelled", account="team")
+            await begun(cancelled)
+            await cancelled.cancel(reason="enough")
+            assert (await cancelled.result()).stop_reason == "cancelled"
+            left = await other.submit(agent, "go", run_id="left", account="team")
+            await begun(left)
+            # Closing does not wait for the budget: nothing of the run is in flight.
+            async with asyncio.timeout(10):
+                await other.aclose()
+        assert (await left.result()).stop_reason == "interrupted"
+        assert place.noted == ["asked holder"]
+        await holder.cancel()
+
+
 async def test_a_model_call_that_was_cut_short_is_charged_in_full(place: Any, until: Any) -> None:
     async def hang(request: ModelRequest) -> str:
         place.note("asked")

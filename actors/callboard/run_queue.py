@@ -54,20 +54,28 @@ class RunQueue:
         self.admit()
 
     async def write_down(self, ticket: RunTicket, reason: str = "") -> None:
-        """Write a run that waits: nothing of it is on disk until its turn comes.
+        """Write a run that waits: nothing of it is on disk until its turn comes. If that comes meanwhile, its attempt
+        begins once this has ended.
 
         Args:
             ticket: the run.
             reason: what it waits for; empty for whatever keeps it now.
+
+        Raises:
+            StoreError: the store refused, and it is not its turn yet.
         """
+        ticket.being_written = asyncio.get_running_loop().create_future()
         try:
             if ticket.request.durable:
                 await write_entry(self._store, ticket.entry)
+            ticket.accept()
         except StoreFullError:
             if ticket.task is None:
                 raise
-            return  # it began meanwhile, and is taken in or refused by its own first record
-        ticket.accept()
+            return  # its turn has come, and it is taken in or refused by its own first record
+        finally:
+            ticket.being_written.set_result(None)
+            ticket.being_written = None
         why = reason or ("slot" if self._admission.free_slots <= 0 else "session")
         self._in_hand.publish(ticket, "run.queued", {"reason": why})
 

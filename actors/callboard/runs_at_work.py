@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from callboard.runs_in_hand import RunsInHand
 from callboard.stops import BegunElsewhere, SessionElsewhere
 from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
-from callboard_protocol.errors import DamagedRecordError, RuntimeBusyError, RuntimeClosingError
+from callboard_protocol.errors import DamagedRecordError, RuntimeBusyError, RuntimeClosingError, StoreError
 from callboard_protocol.runs import RunResult
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunInput, RunState
@@ -62,12 +63,15 @@ class RunsAtWork:
 
     async def attempt(self, ticket: RunTicket) -> None:
         """Carry a run on until it stops, and do with it what follows from that."""
-        ticket.is_at_work = True
         # A parked run has no agent, and needs none to be ended.
         agent = ticket.agent or Agent(ticket.request.agent_id)
         sessions = self._in_hand.sessions
         active = sessions.enter(ticket.session_id)
         try:
+            if ticket.being_written is not None:
+                # Whether the run has been taken in decides whether its first record may wait for room, or is refused.
+                await asyncio.wait([ticket.being_written])
+            ticket.is_at_work = True
             keeps = None if ticket.is_nested else agent.memory
             memory = None if keeps is None else sessions.memory_of(ticket.session_id, keeps)
             result = await RunAttempt(ticket, agent, active.session, memory, self._in_hand.directory).perform()
@@ -142,7 +146,10 @@ class RunsAtWork:
         self._neighbours.wait_for(ticket.session_id)
         self._queue.admit()
         if not ticket.accepted.done():
-            await self._queue.write_down(ticket, "session")
+            try:
+                await self._queue.write_down(ticket, "session")
+            except StoreError as problem:
+                ticket.fail(problem)  # whoever takes it in lets it go
 
     async def _stand_aside(self, ticket: RunTicket, own: Sequence[StoredRecord]) -> None:
         """Another process took the very run in at the same moment, and has begun it."""

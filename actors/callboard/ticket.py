@@ -57,6 +57,7 @@ class RunTicket:
         model: the model it asks; None where the agent has none.
         deps: what the caller brought for its tools; None where the agent's own are used.
         accepted: done once the run is on disk, or refused.
+        being_written: done once its first entry, now on its way to the disk, is there or refused; None while none is.
         result: done once the run has stopped.
         ended: done once it has ended for good, or this process lets go of it; not while it only waits for something.
         task: the attempt at work; None while it waits.
@@ -69,7 +70,7 @@ class RunTicket:
             and was resumed.
         deadline: of its `max_duration`; None where that has no limit.
         has_slot: whether it holds one of the runtime's slots.
-        is_at_work: whether its attempt has had its first turn.
+        is_at_work: whether its attempt has begun, and is to be cancelled in order to stop it.
         is_elsewhere: whether another living process carries it.
         parked_for: what it lacked when it was last parked, as written; empty where it never was.
         unreadable: why its session cannot be read; None while it can.
@@ -91,6 +92,7 @@ class RunTicket:
         "accepted",
         "agent",
         "awaits",
+        "being_written",
         "boundary",
         "children",
         "deadline",
@@ -136,6 +138,7 @@ class RunTicket:
         self.is_interrupting = False
         self.is_recovered = False
         self.accepted: asyncio.Future[None] = loop.create_future()
+        self.being_written: asyncio.Future[None] | None = None
         self.result: asyncio.Future[RunResult[Any]] = loop.create_future()
         self.ended: asyncio.Future[RunResult[Any]] = loop.create_future()
         self.task: asyncio.Task[None] | None = None
@@ -223,7 +226,7 @@ class RunTicket:
         """
         if self.task is not None and self.stop is None:
             self.stop, self.stopped_by, self.reason = stop, by, reason
-            # A task that is cancelled before its first turn never runs; the attempt looks at `stop` when it begins.
+            # A task that is cancelled before its first turn never runs; an attempt looks at `stop` when it begins.
             if self.is_at_work and (self.hold is None or not self.hold.is_suspended or self.hold.stop()):
                 self.task.cancel()
 

@@ -19,6 +19,7 @@ from callboard import (
     ToolCall,
     tool,
 )
+from callboard_protocol.errors import SessionLockedError
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
@@ -65,6 +66,32 @@ class FullStore:
     async def empty(self) -> None:
         await self.store.delete_session("filler")
         self._written = 0
+
+
+class HeldBack:
+    """What one session commits, kept from the store until it is let through."""
+
+    def __init__(self, store: Any, session_id: str) -> None:
+        self._commit = store.commit
+        self._session_id = session_id
+        self.commits: list[tuple[Any, ...]] = []
+        store.commit = self._keep
+
+    def _keep(self, batch: Any, *how: Any) -> None:
+        if batch.session_id == self._session_id:
+            self.commits.append((batch, *how))
+        else:
+            self._commit(batch, *how)
+
+    def let_through(self) -> None:
+        """The oldest of them."""
+        self._commit(*self.commits.pop(0))
+
+    def let_all_through(self) -> None:
+        """These, and all that follow."""
+        self._session_id = ""
+        while self.commits:
+            self.let_through()
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -305,6 +332,87 @@ async def test_a_start_without_room_fails_no_run_and_carries_them_on_once_there_
         await full.empty()
         for n in range(3):
             assert (await asyncio.wait_for(runtime.wait(f"r{n}"), PATIENCE)).output == "done"
+
+
+async def test_a_run_whose_turn_came_while_it_was_taken_in_waits_for_room_like_any_other(
+    full: FullStore, until: Any
+) -> None:
+    may_end = asyncio.Event()
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        if ctx.run_id == "first":
+            await may_end.wait()
+        return "done"
+
+    agent = Agent("a", pattern=pattern)
+    async with Runtime([agent], store=full.store, limits=RuntimeLimits(max_concurrent_runs=1)) as runtime:
+        suspended = await told(runtime, "run.suspended")
+        first = await runtime.submit(agent, "go", run_id="first")
+        held_back = HeldBack(full.store, "s")
+        submitting = asyncio.ensure_future(runtime.submit(agent, "go", run_id="second", session_id="s"))
+        await until(lambda: len(held_back.commits) == 1)  # its entry
+        may_end.set()
+        await first.result()
+        await until(lambda: runtime.stats().running == 1)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        held_back.let_through()
+        handle = await asyncio.wait_for(submitting, PATIENCE)
+        await until(lambda: len(held_back.commits) == 1)  # its first record
+        await full.fill_until_nothing_begins()
+        held_back.let_all_through()
+        assert (await suspended).run_id == "second"
+        await full.empty()
+        assert (await asyncio.wait_for(handle.result(), PATIENCE)).output == "done"
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "closing"])
+async def test_a_run_that_is_stopped_while_it_is_taken_in_and_its_turn_has_come_is_what_the_disk_says(
+    full: FullStore, until: Any, ends: str
+) -> None:
+    may_end = asyncio.Event()
+
+    async def pattern(ctx: RunContext[Any]) -> str:
+        if ctx.run_id == "first":
+            await may_end.wait()
+        return "done"
+
+    agent = Agent("a", pattern=pattern)
+    runtime = Runtime([agent], store=full.store, limits=RuntimeLimits(max_concurrent_runs=1))
+    await runtime.start()
+    first = await runtime.submit(agent, "go", run_id="first")
+    held_back = HeldBack(full.store, "s")
+    submitting = asyncio.ensure_future(runtime.submit(agent, "go", run_id="second", session_id="s"))
+    await until(lambda: len(held_back.commits) == 1)
+    may_end.set()
+    await first.result()
+    await until(lambda: runtime.stats().running == 1)
+    stopping = asyncio.ensure_future(runtime.cancel("second") if ends == "cancelled" else runtime.aclose())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    held_back.let_all_through()
+    handle = await asyncio.wait_for(submitting, PATIENCE)
+    await asyncio.wait_for(stopping, PATIENCE)
+    assert (await handle.result()).stop_reason == ("cancelled" if ends == "cancelled" else "interrupted")
+    await runtime.aclose()
+    async with Runtime([agent], store=full.store) as later:
+        again = await asyncio.wait_for(later.wait("second"), PATIENCE)
+        assert again.stop_reason == ("cancelled" if ends == "cancelled" else "completed")
+
+
+async def test_a_run_that_has_to_wait_for_another_process_and_cannot_be_written_is_refused(until: Any) -> None:
+    class Refusing(MemoryStore):
+        """As where another process has the session, and has just taken the last of the room."""
+
+        def commit(self, batch: Any, fence: Any, loop: Any, acknowledge: Any) -> None:
+            refusal = StoreFullError("no room") if fence is None else SessionLockedError("another has it")
+            loop.call_soon(acknowledge, refusal)
+
+    agent = Agent("a", model=ScriptedModel(lambda _: "done"))
+    async with Runtime([agent], store=Refusing()) as runtime:
+        with pytest.raises(StoreFullError):
+            await asyncio.wait_for(runtime.submit(agent, "go", run_id="r", session_id="s"), PATIENCE)
+        await until(lambda: runtime.stats().running == runtime.stats().queued == 0)
 
 
 @pytest.mark.semantics("F8")

@@ -19,6 +19,7 @@ import pytest
 
 from callboard import Message, RunEntry, Runtime
 from callboard.testing import Passage, environment_to_die_at
+from callboard_protocol.states import FINAL, RunState
 from callboard_storage.lmdb_store import LmdbStore
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -27,6 +28,7 @@ MOST_LIVES = 60
 MAP_SIZE = 1 << 30
 
 CALL = re.compile(r"(?P<run>[^:]+):(?P<scope>(?:[^/]+/)*)(?P<ordinal>\d+)(?:\.(?P<item>.+))?")
+STANDING = FINAL | {RunState.SUSPENDED}
 BEGINNINGS = frozenset({"model", "price", "asked-to-deposit", "fetch", "rang"})
 
 
@@ -140,6 +142,9 @@ class Theatre:
     async def _read(self) -> Remains:
         async with Runtime(store=LmdbStore(self.data, map_size=MAP_SIZE), recover=False) as runtime:
             entries = {entry.run_id: entry for entry in await runtime.runs.list()}
+            # The events of a run that may still go on have no end.
+            unfinished = {run_id: entry.state.value for run_id, entry in entries.items() if entry.state not in STANDING}
+            assert not unfinished, f"runs that nobody has seen through: {unfinished}"
             events = {
                 run_id: [(event.sequence, event.name) async for event in runtime.events(run_id)] for run_id in entries
             }

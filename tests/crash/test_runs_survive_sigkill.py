@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from callboard.testing import Passage
+
 PHASES = {
     "opening": "opening",
     "started": "recovering",
@@ -61,6 +63,18 @@ def test_thirty_kills_lose_nothing_and_repeat_nothing(theatre: Any, laws: Any) -
     struck = kill_again_and_again(theatre, 30, seed=20)
     assert len(struck) >= 4, f"too few phases were hit: {struck}"
     check_all(theatre, laws)
+
+
+@pytest.mark.parametrize("point", ["run.entry_recorded", "run.began"])
+def test_a_run_on_disk_is_seen_through_although_whoever_submitted_it_was_never_told(
+    theatre: Any, laws: Any, point: str
+) -> None:
+    theatre.dies("many_runs", dies_at=Passage(point))
+    assert len(theatre.count("submitted")) == (4 if point == "run.entry_recorded" else 0)
+    theatre.world.with_suffix(".stop").touch()
+    theatre.survives("many_runs")
+    check_all(theatre, laws)
+    assert len(theatre.results()) == len(theatre.count("submitted")) >= 1
 
 
 @pytest.mark.slow

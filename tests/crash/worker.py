@@ -224,6 +224,7 @@ class Worker:
         known = {line.split()[1] for line in work.world.read_text().splitlines() if line.startswith("submitted ")}
         async with Runtime([self.clerk(), self.planner()], store=self._opened(), limits=limits) as runtime:
             world.note("started", os.getpid())
+            on_disk = {entry.run_id for entry in await runtime.runs.list()}
             events = await runtime.subscribe(names=["run.checkpoint_saved", "run.completed"])
 
             async def watch() -> None:
@@ -243,11 +244,10 @@ class Worker:
                     await window.acquire()
                     group.create_task(see_through(run_id))
                 number = len(known)
-                while not work.world.with_suffix(".stop").exists():
+                # The answer may have been lost with the process that asked; the same request gets the same run.
+                while (run_id := f"run{number:04}") in on_disk or not work.world.with_suffix(".stop").exists():
                     await window.acquire()
-                    run_id = f"run{number:04}"
                     agent = "planner" if number % 3 == 0 else "clerk"
-                    # The answer may have been lost with the process that asked; the same request gets the same run.
                     await runtime.submit(agent, f"work {run_id}", run_id=run_id, session_id=f"s{number % SESSIONS}")
                     world.note("submitted", run_id)
                     group.create_task(see_through(run_id))
@@ -365,6 +365,8 @@ class Worker:
                     )
                     world.note("result", result.run_id, json.dumps([result.stop_reason, result.final_output]))
                 number += 1
+            for entry in await runtime.runs.list():
+                await runtime.wait(entry.run_id)
 
     async def deadly(self) -> None:
         """A run that ends its process whenever it runs, beside one that is innocent."""

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import lmdb
 import pytest
+from warm_processes import Nursery
 
 MAP_SIZE = 1 << 30
 LMDB_1_0 = 1
@@ -45,3 +47,9 @@ def _as_lmdb_1_0(directory: Path) -> Path:
 @pytest.fixture
 def as_lmdb_1_0() -> Callable[[Path], Path]:
     return _as_lmdb_1_0
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with closing(Nursery()) as nursery:
+        yield nursery

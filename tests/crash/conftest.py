@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_processes import Nursery
 
 from callboard import Message, RunEntry, Runtime
 from callboard.testing import Passage, environment_to_die_at
@@ -35,17 +33,17 @@ BEGINNINGS = frozenset({"model", "price", "asked-to-deposit", "fetch", "rang"})
 class Life:
     """One process of a worker."""
 
-    def __init__(self, work: dict[str, Any], world: Path, dies_at: Passage | None = None) -> None:
+    def __init__(self, nursery: Nursery, work: dict[str, Any], world: Path, dies_at: Passage | None = None) -> None:
         self._world = world
         self._offset = world.stat().st_size if world.exists() else 0
         self._errors = world.with_suffix(".errors")
         with self._errors.open("w") as errors:
             # The worker ends when its standard input does: it must not outlive this process.
-            self.process = subprocess.Popen(
-                [sys.executable, str(WORKER), json.dumps(work)],
-                stdin=subprocess.PIPE,
+            self.process = nursery.start(
+                WORKER,
+                [json.dumps(work)],
                 stderr=errors,
-                env={**os.environ, **({} if dies_at is None else environment_to_die_at(dies_at))},
+                environment={} if dies_at is None else environment_to_die_at(dies_at),
             )
 
     def new_lines(self) -> list[str]:
@@ -75,7 +73,6 @@ class Life:
 
     def end(self) -> int:
         """Wait until it has ended; its exit code."""
-        assert self.process.stdin is not None
         try:
             return self.process.wait(PATIENCE)
         finally:
@@ -89,12 +86,14 @@ class Life:
 class Theatre:
     """A data directory, the world beside it, and the workers that come and go."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, nursery: Nursery) -> None:
         self.data = path / "data"
         self.world = path / "world"
+        self._nursery = nursery
 
     def life(self, task: str, *, dies_at: Passage | None = None, **work: Any) -> Life:
-        return Life({"data": str(self.data), "world": str(self.world), "task": task, **work}, self.world, dies_at)
+        assignment = {"data": str(self.data), "world": str(self.world), "task": task, **work}
+        return Life(self._nursery, assignment, self.world, dies_at)
 
     def dies(self, task: str, **work: Any) -> None:
         """A life that must end by SIGKILL."""
@@ -262,8 +261,8 @@ class Laws:
 
 
 @pytest.fixture
-def theatre(tmp_path: Path) -> Theatre:
-    return Theatre(tmp_path)
+def theatre(tmp_path: Path, nursery: Nursery) -> Theatre:
+    return Theatre(tmp_path, nursery)
 
 
 @pytest.fixture

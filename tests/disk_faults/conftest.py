@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import random
 import shutil
@@ -116,10 +117,15 @@ class Trace:
     Args:
         lines: of the trace.
         directory: the data directory it left.
+
+    Attributes:
+        events: the lines.
+        directory: where what it wrote is, as it left it.
     """
 
     def __init__(self, lines: list[Any], directory: Path) -> None:
         self.events = lines
+        self.directory = directory
         self._directory = directory.stat().st_ino
         self._parent = directory.parent.stat().st_ino
 
@@ -169,26 +175,29 @@ class Examiner:
             self._process.stdin.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def examiner() -> Iterator[Callable[[str], Examiner]]:
-    """Starts servers of checks."""
-    started: list[Examiner] = []
+    """Servers of checks, one of each kind."""
+    started: dict[str, Examiner] = {}
 
-    def start(script: str) -> Examiner:
-        started.append(Examiner(script))
-        return started[-1]
+    def serving(script: str) -> Examiner:
+        if script not in started:
+            started[script] = Examiner(script)
+        return started[script]
 
-    yield start
-    for one in started:
+    yield serving
+    for one in started.values():
         one.close()
 
 
-@pytest.fixture
-def traced(tmp_path: Path) -> Callable[..., Trace]:
-    """Runs the writer under the tracer."""
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trace]:
+    """What the writer does under the tracer; the same writer is run once."""
 
+    @functools.cache
     def run(batches: int, unsafe: str = "") -> Trace:
-        directory, lines = tmp_path / "written" / "data", tmp_path / "trace"
+        place = tmp_path_factory.mktemp("traced")
+        directory, lines = place / "written" / "data", place / "trace"
         directory.parent.mkdir()
         command = [sys.executable, HERE / "tracer.py", lines, directory]
         command += [sys.executable, HERE / "writer.py", directory, str(batches), unsafe]
@@ -348,12 +357,13 @@ class DamagedDirectories:
                     yield name, found, self.truth[name]
 
 
-@pytest.fixture
-def damaged(tmp_path: Path, examiner: Callable[[str], Examiner]) -> DamagedDirectories:
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory, examiner: Callable[[str], Examiner]) -> DamagedDirectories:
     """A directory of real shape, to be damaged: runs that ended and runs in flight, values of all sizes, free pages."""
-    whole = tmp_path / "whole"
+    place = tmp_path_factory.mktemp("damaged")
+    whole = place / "whole"
     subprocess.run([sys.executable, HERE / "fill.py", whole], check=True, timeout=60)
     assert upkeep.verify(whole).is_sound
     return DamagedDirectories(
-        tmp_path / "copies", examiner("after_damage.py"), whole, [f"session-{number:03}" for number in range(1, 120, 4)]
+        place / "copies", examiner("after_damage.py"), whole, [f"session-{number:03}" for number in range(1, 120, 4)]
     )

@@ -11,13 +11,13 @@ import pytest
 BATCHES = 20
 """Of each of four sessions."""
 
-STATES = 500
+STATES = 200
 
 
-def test_the_trace_tells_all_that_was_written(traced, tmp_path):
+def test_the_trace_tells_all_that_was_written(traced):
     trace = traced(BATCHES)
     disk, told = trace.until(len(trace.events))
-    written = (tmp_path / "written" / "data" / "data.mdb").read_bytes()
+    written = (trace.directory / "data.mdb").read_bytes()
     assert bytes(disk.files[disk.names[-1]]) == written
     assert not disk.pending
     assert sum(line.startswith("committed") for line in told) == 4 * BATCHES
@@ -30,7 +30,7 @@ def test_a_power_cut_loses_nothing_acknowledged_and_leaves_no_batch_in_part(trac
 def test_a_power_cut_while_a_directory_is_made_leaves_one_that_opens(traced, power_cuts):
     trace = traced(1)
     opened = next(at for at, event in enumerate(trace.events) if event["kind"] == "said")
-    assert power_cuts.outcomes(trace, range(STATES // 5), within=opened + 1) == {}
+    assert power_cuts.outcomes(trace, range(STATES // 4), within=opened + 1) == {}
 
 
 @pytest.mark.slow

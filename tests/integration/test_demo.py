@@ -319,10 +319,17 @@ def test_without_the_cli_extra_the_command_says_how_to_install_it() -> None:
     assert "pip install 'callboard[cli]'" in ended.stderr
 
 
+def handmade_batch(out: Path) -> list[str]:
+    """A command that plays a batch long enough to be interrupted."""
+    return [
+        *(sys.executable, "-m", "callboard.cli.main", "demo", "--out", str(out)),
+        *("--interactive", "--only", "handmade", "--sessions", "100"),
+    ]
+
+
 def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "callboard.cli.main", "demo", "--out", str(tmp_path / "out")]
     with subprocess.Popen(
-        [*command, "--interactive", "--only", "handmade"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        handmade_batch(tmp_path / "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as demo:
         try:
             assert demo.stdout is not None
@@ -341,8 +348,7 @@ def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "callboard.cli.main", "demo", "--out", str(tmp_path / "out")]
-    with subprocess.Popen([*command, "--interactive", "--only", "handmade"], stdout=subprocess.PIPE, text=True) as demo:
+    with subprocess.Popen(handmade_batch(tmp_path / "out"), stdout=subprocess.PIPE, text=True) as demo:
         try:
             assert demo.stdout is not None
             worker = int(next(line for line in demo.stdout if "kill -9" in line).split()[-1])

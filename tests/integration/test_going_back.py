@@ -173,7 +173,7 @@ async def test_a_queued_run_goes_back_after_a_restart_and_its_session_is_kept_fo
         return ""
 
     waiter = Agent("waiter", pattern=wait)
-    async with Runtime([teller, waiter], store=tmp_path / "data") as runtime:
+    async with Runtime([teller, waiter], store=tmp_path / "data", drain_timeout=0) as runtime:
         await runtime.run(teller, "a", run_id="a", session_id="s")
         await runtime.sessions.fork("s", "t")
         await runtime.submit(waiter, "b", run_id="b", session_id="s")

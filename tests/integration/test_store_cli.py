@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,11 +45,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def backed_up(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("backed_up") / "data"
+    upkeep.backup(served, path)
+    return path
+
+
 @pytest.fixture
-def path(served: Path, tmp_path: Path) -> Path:
-    """A copy of it to spoil."""
-    upkeep.backup(served, tmp_path / "data")
-    return tmp_path / "data"
+def path(backed_up: Path, tmp_path: Path) -> Path:
+    """A copy of it to spoil, of which every page is in use."""
+    return Path(shutil.copytree(backed_up, tmp_path / "data"))
 
 
 def test_what_a_runtime_wrote_is_sound(served):

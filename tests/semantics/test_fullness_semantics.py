@@ -320,7 +320,8 @@ async def test_a_start_without_room_fails_no_run_and_carries_them_on_once_there_
         return "done"
 
     agent = Agent("a", pattern=pattern)
-    async with Runtime([agent], store=full.store, limits=RuntimeLimits(max_concurrent_runs=2)) as runtime:
+    limits = RuntimeLimits(max_concurrent_runs=2)
+    async with Runtime([agent], store=full.store, limits=limits, drain_timeout=0) as runtime:
         for n in range(3):
             await runtime.submit(agent, "go", run_id=f"r{n}", session_id=f"s{n}")
         await full.fill()

@@ -119,7 +119,7 @@ def test_a_class_without_a_code_of_its_own_comes_back_as_the_class_above_it():
         {7: {"set": {1}}},
         {"nan": float("nan")},
     ],
-    ids=str,
+    ids=["an object", "bytes", "a lone surrogate", "a key that is no text", "not a number"],
 )
 def test_a_context_that_is_not_plain_never_hides_its_error(context: dict[Any, Any]):
     details = describe(ToolError("lone \ud800", context=context, hint="\udfff"))

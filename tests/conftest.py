@@ -44,7 +44,7 @@ def _as_lmdb_1_0(directory: Path) -> Path:
     return other
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def as_lmdb_1_0() -> Callable[[Path], Path]:
     return _as_lmdb_1_0
 

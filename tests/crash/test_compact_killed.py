@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,12 +66,19 @@ def check(directory: Path) -> None:
     assert not (directory / STAGING).exists()
 
 
-@pytest.fixture
-def swollen(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with records that stay, and room left by some that went."""
-    asyncio.run(append(tmp_path / "data", "session", RECORDS, 200_000))
-    asyncio.run(append(tmp_path / "data", "gone", 20, 200_000))
-    return tmp_path / "data"
+    path = tmp_path_factory.mktemp("swollen") / "data"
+    asyncio.run(append(path, "session", RECORDS, 200_000))
+    asyncio.run(append(path, "gone", 20, 200_000))
+    return path
+
+
+@pytest.fixture
+def swollen(original: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(original, tmp_path / "data"))
 
 
 def killed(script: str, *arguments: object) -> bool:

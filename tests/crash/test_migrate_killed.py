@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,12 +72,22 @@ def migrated(directory: Path) -> upkeep.MigrateReport:
             time.sleep(0.01)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, as_lmdb_1_0: Callable[[Path], Path]) -> Path:
+    """A directory as LMDB 1.0 made it."""
+    path = tmp_path_factory.mktemp("other_engine") / "data"
+    asyncio.run(append(path, "session", RECORDS, LARGE))
+    return as_lmdb_1_0(path)
+
+
+@pytest.fixture
+def directory(original: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(original, tmp_path / "data"))
+
+
 @pytest.mark.parametrize("point", ["begun", "writing", "copied", "compared", "kept", "swapped", "synced"])
-def test_a_migration_killed_at_any_point_leaves_one_whole_file(
-    tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path], point: str
-) -> None:
-    asyncio.run(append(tmp_path / "data", "session", RECORDS, LARGE))
-    directory = as_lmdb_1_0(tmp_path / "data")
+def test_a_migration_killed_at_any_point_leaves_one_whole_file(directory: Path, point: str) -> None:
     before = (directory / "data.mdb").stat().st_ino
     done = subprocess.run([sys.executable, "-c", MIGRATOR, str(directory), point], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -92,22 +103,14 @@ def test_a_migration_killed_at_any_point_leaves_one_whole_file(
     assert report.rows["log"] == RECORDS + 1
 
 
-def test_a_directory_opens_at_once_where_a_migration_was_killed_behind_the_swap(
-    tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path]
-) -> None:
-    asyncio.run(append(tmp_path / "data", "session", RECORDS, LARGE))
-    directory = as_lmdb_1_0(tmp_path / "data")
+def test_a_directory_opens_at_once_where_a_migration_was_killed_behind_the_swap(directory: Path) -> None:
     subprocess.run([sys.executable, "-c", MIGRATOR, str(directory), "swapped"], timeout=60, check=False)
     asyncio.run(append(directory, "later", 1))
     assert upkeep.verify(directory).rows["log"] == RECORDS + 1
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="finds the child in /proc")
-def test_a_migration_whose_child_is_killed_keeps_the_old_file(
-    tmp_path: Path, as_lmdb_1_0: Callable[[Path], Path]
-) -> None:
-    asyncio.run(append(tmp_path / "data", "session", RECORDS, LARGE))
-    directory = as_lmdb_1_0(tmp_path / "data")
+def test_a_migration_whose_child_is_killed_keeps_the_old_file(directory: Path) -> None:
     before = (directory / "data.mdb").read_bytes()
 
     def kill(done: int, total: int) -> None:

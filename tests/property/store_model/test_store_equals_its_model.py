@@ -102,7 +102,7 @@ class LmdbMachine(StoreMachine):
             assert {key.partition(b"\0")[0] for key in left} <= self.cut_off
 
 
-SHORT = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SHORT = settings(max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LONG = settings(SHORT, max_examples=500, stateful_step_count=50)
 
 TestMemoryStore = MemoryMachine.TestCase

@@ -214,7 +214,7 @@ def test_overwritten_pages_are_reported_and_never_read_as_other_data(filled, kee
     whole = keeper.rows(filled)["log"]
     pages = data.stat().st_size // PAGE
     reported = 0
-    for number, page in enumerate(range(2, pages, max(pages // 5, 1))):
+    for number, page in enumerate(range(2, pages, max(pages // 3, 1))):
         copy = tmp_path / f"copy-{number}"
         copy.mkdir()
         shutil.copy(data, copy / "data.mdb")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import hypothesis
 import lmdb
 import pytest
 from warm_processes import Nursery
@@ -21,6 +22,10 @@ LMDB_1_0 = 1
 # of them would compile it anew, which takes a third of its start.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) is not None:
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"callboard-bytecode-{os.getuid()}"))
+
+# How long an example takes says how busy the machine is; what is to be quick is measured in its own time, where it is.
+hypothesis.settings.register_profile("callboard", deadline=None)
+hypothesis.settings.load_profile("callboard")
 
 
 def _as_lmdb_1_0(directory: Path) -> Path:

@@ -39,6 +39,7 @@ from callboard_storage.memory_store import MemoryStore
 pytestmark = pytest.mark.anyio
 
 MAP_SIZE = 1 << 30
+PATIENCE = 30
 HOW_TO_OPEN = r"async with Runtime|with SyncRuntime"
 
 
@@ -212,25 +213,31 @@ def test_a_blocking_runtime_says_when_it_is_not_open(echo: Any, refused: Any) ->
     runtime.close()
 
 
+def check_that_no_thread_is_left(before: set[threading.Thread]) -> None:
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), thread
+
+
 def test_a_blocking_runtime_that_is_open_cannot_be_opened_again_and_leaves_no_thread(echo: Any, refused: Any) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with SyncRuntime([echo]) as runtime:
         with refused(UsageError, "open already", hint="open one SyncRuntime once"):
             runtime.start()
         assert runtime.run("echo", "hello").output == "you said 'hello'"
-    assert threading.active_count() == before
+    check_that_no_thread_is_left(before)
 
 
 def test_a_blocking_runtime_on_a_bad_directory_leaves_no_thread_and_can_be_tried_again(
     echo: Any, refused: Any, tmp_path: Path
 ) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     file = tmp_path / "data"
     file.touch()
     runtime = SyncRuntime([echo], store=file)
     with refused(StoreOpenError, "is a file", hint="directory of its own"):
         runtime.start()
-    assert threading.active_count() == before
+    check_that_no_thread_is_left(before)
     file.unlink()
     with runtime:
         assert runtime.run("echo", "hello").output == "you said 'hello'"

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-_ENOUGH = 1 << 20
-"""Bytes of the longest request."""
+_PID = struct.Struct("q")
 
 
 class WarmProcess:
@@ -71,7 +71,7 @@ class Nursery:
     """Starts warm processes, for as long as it is open."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
@@ -89,14 +89,18 @@ class Nursery:
             environment: added to this process's own.
         """
         request = {"argv": [str(script), *arguments], "environment": {**os.environ, **environment}, "cwd": os.getcwd()}
+        to_read, to_write = os.pipe()
         stdin, ours = os.pipe()
         status, theirs = os.pipe()
-        socket.send_fds(self._socket, [json.dumps(request).encode()], [stdin, stderr.fileno(), theirs])
-        os.close(stdin)
-        os.close(theirs)
-        pid = self._socket.recv(16)
-        assert pid, "the nursery is gone"
-        return WarmProcess(int(pid), os.fdopen(ours, "wb"), status)
+        socket.send_fds(self._socket, [b"!"], [to_read, stdin, stderr.fileno(), theirs])
+        for passed_on in (to_read, stdin, theirs):
+            os.close(passed_on)
+        with os.fdopen(to_write, "w") as asked:
+            json.dump(request, asked)
+        said = self._socket.recv(_PID.size)
+        assert len(said) == _PID.size, "the nursery is gone"
+        (pid,) = _PID.unpack(said)
+        return WarmProcess(pid, os.fdopen(ours, "wb"), status)
 
     def close(self) -> None:
         """Start nothing more."""
@@ -116,28 +120,25 @@ class _Care:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._waker = waker
 
-    def next_script(self) -> Sequence[str]:
+    def next_script(self) -> list[str]:
         """Start what is asked for; returns in each process that was started, with what it is to play."""
         while True:
-            ready, _, _ = select.select([self._requests, self._woken], [], [])
+            ready, _, _ = select.select([self._requests.fileno(), self._woken], [], [])
             if self._woken in ready:
                 os.read(self._woken, 1024)
                 self._tell_who_ended()
-            if self._requests in ready:
-                said, files, _, _ = socket.recv_fds(self._requests, _ENOUGH, 3)
+            if self._requests.fileno() in ready:
+                said, files, _, _ = socket.recv_fds(self._requests, 1, 4)
                 if not said:
                     sys.exit(0)
-                request = json.loads(said)
                 pid = os.fork()
                 if pid == 0:
-                    self._be_born(request, *files)
-                    argv: Sequence[str] = request["argv"]
-                    return argv
-                stdin, stderr, status = files
-                os.close(stdin)
-                os.close(stderr)
+                    return self._be_born(*files)
+                *passed_on, status = files
+                for descriptor in passed_on:
+                    os.close(descriptor)
                 self._statuses[pid] = status
-                self._requests.send(str(pid).encode())
+                self._requests.send(_PID.pack(pid))
 
     def _tell_who_ended(self) -> None:
         for pid in [*self._statuses]:
@@ -147,7 +148,7 @@ class _Care:
                 os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
                 os.close(told)
 
-    def _be_born(self, request: Any, stdin: int, stderr: int, status: int) -> None:
+    def _be_born(self, asked: int, stdin: int, stderr: int, status: int) -> list[str]:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._requests.close()
@@ -155,9 +156,13 @@ class _Care:
         os.dup2(stderr, 2)
         for descriptor in (stdin, stderr, status, self._woken, self._waker, *self._statuses.values()):
             os.close(descriptor)
+        with os.fdopen(asked) as request:
+            wanted = json.load(request)
         os.environ.clear()
-        os.environ.update(request["environment"])
-        os.chdir(request["cwd"])
+        os.environ.update(wanted["environment"])
+        os.chdir(wanted["cwd"])
+        argv: list[str] = wanted["argv"]
+        return argv
 
 
 def _play(argv: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ FUZZ_SECONDS ?= 300
 demo: $(READY)
 	$(BIN)/callboard demo $(ARGS)
 
+# Two at a time: most of the suite waits for disks and for processes that it has started.
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ from callboard import (
     ToolCall,
     tool,
 )
+from callboard.testing import FakeClock
 from callboard_protocol.errors import SessionLockedError
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.states import RunState
@@ -430,14 +431,14 @@ async def test_time_that_a_run_waits_for_room_does_not_count(full: FullStore) ->
         return "done"
 
     agent = Agent("a", pattern=pattern, budget=RunBudget(max_duration=1.0), step_timeout=1.0)
-    async with Runtime([agent], store=full.store) as runtime:
+    clock = FakeClock()
+    async with Runtime([agent], store=full.store, clock=clock) as runtime:
         suspended = await told(runtime, "run.suspended")
         handle = await runtime.submit(agent, "go", run_id="r")
         await suspended
-        over = asyncio.get_running_loop().time() + 1.5
-        while asyncio.get_running_loop().time() < over:
-            assert runtime.stats().suspended == 1
-            await asyncio.sleep(0.05)
+        clock.advance(1.5)
+        await asyncio.sleep(0)
+        assert runtime.stats().suspended == 1
         await full.empty()
         result = await asyncio.wait_for(handle.result(), PATIENCE)
         assert result.output == "done", result.error_details

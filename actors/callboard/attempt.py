@@ -24,7 +24,6 @@ from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
 from callboard.stops import BegunElsewhere, SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
-from callboard_protocol.amounts import total
 from callboard_protocol.commands import CloseRun, OpenRunAccount, ResumeStruckRun
 from callboard_protocol.errors import StepTimeoutError, StoreError
 from callboard_protocol.messages import Message
@@ -114,6 +113,8 @@ class RunAttempt:
             run.is_struck = True
             if not await self._directory.supervisor.ask(ResumeStruckRun(run_id=ticket.run_id), timeout=None):
                 raise StruckRunWaits
+        if opening.begins_afresh:
+            await self._leaving.end_earlier_life()
         memory = MemorySteps(run, self._memory)
         async with AsyncExitStack() as stack:
             # After a crash the start is on disk first: to open the deps may be what ends the process. Else it is only
@@ -121,9 +122,8 @@ class RunAttempt:
             is_tried = opening.can_park and not ticket.entry.crashed
             if is_tried:
                 run.deps = await open_deps(run, stack, can_park=opening.can_park)
-            spent = total([run.meter.spent(), *ticket.spent_below.values()])
             run.limits = await self._directory.supervisor.ask(
-                OpenRunAccount(run_id=ticket.run_id, spent=spent, running=run.running()), timeout=None
+                OpenRunAccount(run_id=ticket.run_id, spent=run.spent(), running=run.running()), timeout=None
             )
             began = await opening.begin(run, opened)
             self._acquired_at, self._token = self._directory.clock.monotonic(), opened.lease.token
@@ -135,7 +135,8 @@ class RunAttempt:
             else:
                 memory.take_over(opened.injected)
             self._converse(run, opened, began)
-            scope = Scope("", opening.conversation, self._watch, in_transcript=not ticket.is_nested)
+            in_transcript = not ticket.is_nested
+            scope = Scope("", opening.conversation, self._watch, in_transcript=in_transcript, life=began.attempt)
             output = await fitting_output(run, scope)
             await self._leaving.stop_children(leaves=False)
             await memory.write_back(output)

@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 from callboard.correspondence import Correspondence
 from callboard.entries import ended_early, moved, refuse_other, request_digest, result_of, write_entry
 from callboard.incoming_letters import IncomingLetters
+from callboard.neighbours import Neighbours
 from callboard.results import read_result
 from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
-from callboard_protocol.commands import CancelRun, DelegateRun, StopDelegated
+from callboard.tree_spending import children_of
+from callboard_protocol.commands import CancelRun, DelegateRun, EndEarlierLife, StopDelegated
 from callboard_protocol.errors import DelegationDepthError, RunCancelledError
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry
@@ -34,6 +36,7 @@ class Children:
         returning: those between two attempts.
         letters: what has come for them.
         correspondence: where the calls that they ask about expire.
+        neighbours: other processes, who may have had them.
         cancel: stops a run for good; answered once it has stopped.
     """
 
@@ -45,6 +48,7 @@ class Children:
         returning: ReturningRuns,
         letters: IncomingLetters,
         correspondence: Correspondence,
+        neighbours: Neighbours,
         cancel: Callable[[CancelRun], Awaitable[bool]],
     ) -> None:
         self._in_hand = in_hand
@@ -58,6 +62,7 @@ class Children:
         self._returning = returning
         self._letters = letters
         self._correspondence = correspondence
+        self._neighbours = neighbours
         self._cancel = cancel
         self._ending: set[asyncio.Task[bool]] = set()
 
@@ -150,16 +155,22 @@ class Children:
 
     # ---- recovery
 
+    def keep(self, ticket: RunTicket) -> bool:
+        """Put a delegated run that an earlier process left at its parent's, which starts it; False where this process
+        does not know the parent. Parents come before their children.
+        """
+        parent = self._tickets.get(ticket.request.parent_run_id or "")
+        if parent is not None and not parent.is_elsewhere:
+            self._keep(ticket, parent)
+        return parent is not None
+
     async def take_over(self, ticket: RunTicket) -> None:
         """A delegated run that an earlier process left. Its parent starts it, if this process has that; one whose
-        parent has ended is cancelled. Parents come before their children.
+        parent has ended is cancelled.
         """
-        parent_id = ticket.request.parent_run_id or ""
-        parent = self._tickets.get(parent_id)
-        if parent is not None:
-            if not parent.is_elsewhere:
-                self._keep(ticket, parent)
+        if self.keep(ticket):
             return
+        parent_id = ticket.request.parent_run_id or ""
         above = await self._store.read_run(parent_id)
         if above is not None and above.state not in FINAL:
             return  # another process carries it on
@@ -180,6 +191,8 @@ class Children:
 
     def _keep(self, ticket: RunTicket, parent: RunTicket) -> None:
         self._tickets[ticket.run_id] = ticket
+        self._neighbours.forget(ticket.run_id)
+        ticket.is_elsewhere = False
         self._attach(ticket, parent)
         ticket.accept()
         ticket.has_mail = ticket.is_recovered = True
@@ -203,8 +216,31 @@ class Children:
         if message.leaves:
             await self._leave(children)
             return
+        await self._cancel_all(children, message.reason, message.by)
+
+    async def end_earlier_life(self, message: EndEarlierLife) -> None:
+        """Cancel what a run had delegated before it begins afresh; returns once all of it has stopped."""
+        parent = self._tickets.get(message.run_id)
+        if parent is None:
+            return
+        # Who takes only this run over does not have those below it yet.
+        await self._keep_all_below(parent)
+        await self._cancel_all([*parent.children.values()], message.reason, "")
+
+    async def _keep_all_below(self, parent: RunTicket) -> None:
+        async for entry in children_of(self._store, parent.run_id):
+            if entry.state in FINAL:
+                continue
+            child = self._tickets.get(entry.run_id)
+            if child is None or child.is_elsewhere:
+                child = child or self._in_hand.ticket_of(entry)
+                child.entry = entry
+                self._keep(child, parent)
+            await self._keep_all_below(child)
+
+    async def _cancel_all(self, children: list[RunTicket], reason: str, by: str) -> None:
         await asyncio.gather(
-            *(self._cancel(CancelRun(run_id=child.run_id, reason=message.reason, by=message.by)) for child in children)
+            *(self._cancel(CancelRun(run_id=child.run_id, reason=reason, by=by)) for child in children)
         )
 
     async def _leave(self, children: list[RunTicket]) -> None:

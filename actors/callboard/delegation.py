@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from callboard import fault_points
 from callboard.agents import Agent, find_agent
@@ -30,7 +30,7 @@ from callboard_protocol.errors import (
 )
 from callboard_protocol.failures import restore
 from callboard_protocol.records import StepCompleted
-from callboard_protocol.runs import DelegatedOutcome, RunBudget, RunRequest, RunResult
+from callboard_protocol.runs import DelegatedOutcome, OnCrash, RunBudget, RunRequest, RunResult
 from callboard_protocol.states import FINAL
 
 SessionSharing: TypeAlias = Literal["isolated", "shared", "forked"]
@@ -45,19 +45,22 @@ async def delegate(
     *,
     budget: RunBudget | None,
     session: SessionSharing,
+    on_crash: OnCrash,
     deps: Any,
     metadata: JsonObject | None,
 ) -> RunResult[Any]:
     """Have another agent do something, as one step of `scope`; see `RunContext.delegate`."""
     known = _agent_for(run, scope, agent)
-    _check(run, said, budget, session, metadata)
+    _check(said, budget, session, on_crash, metadata)
     step = scope.begin(f"delegate {known.id!r}", timed=False)
     run.boundary.begin()
     try:
-        fit = fingerprint((said, session, budget, metadata or {}))
+        fit = fingerprint((said, session, on_crash, budget, metadata or {}))
         recorded = run.journal.recorded(step, "delegate", known.id, fit)
         if recorded is None:
-            request = _request(run, step, known, said, budget=budget, session=session, metadata=metadata)
+            request = _request(
+                run, step, known, said, budget=budget, session=session, on_crash=on_crash, metadata=metadata
+            )
             recorded = await _carry_out(run, scope, step, fit, known, request, deps)
         run.state.apply(recorded)
         return _result(run, step, known, recorded, metadata or {})
@@ -78,12 +81,7 @@ def _agent_for(run: LiveRun, scope: Scope, agent: Agent[Any, Any] | str) -> Agen
     return (registered.get(agent) or Agent(agent)) if isinstance(agent, str) else agent
 
 
-def _check(run: LiveRun, said: object, budget: object, session: object, metadata: object) -> None:
-    if run.request.on_crash == "restart":
-        raise NotImplementedYetError(
-            "delegating from a run with on_crash='restart' is not part of this release",
-            hint="on_crash='resume': what it delegated is carried on with it",
-        )
+def _check(said: object, budget: object, session: object, on_crash: object, metadata: object) -> None:
     if session == "forked":
         raise NotImplementedYetError(
             "delegating into a forked session is not part of this release",
@@ -91,6 +89,14 @@ def _check(run: LiveRun, said: object, budget: object, session: object, metadata
         )
     if session not in ("isolated", "shared"):
         raise UsageError(f"session={session!r} is no choice of ctx.delegate", hint="one of: isolated, shared")
+    if on_crash not in get_args(OnCrash):
+        choices = ", ".join(get_args(OnCrash))
+        raise UsageError(f"on_crash={on_crash!r} is no choice of ctx.delegate", hint=f"one of: {choices}")
+    if session == "shared" and on_crash == "restart":
+        raise UsageError(
+            "on_crash='restart' goes back in a session, and session='shared' is not the child's own",
+            hint="session='isolated', or on_crash='restart' for the run that delegates",
+        )
     if not isinstance(said, str):
         raise UsageError(f"the input of ctx.delegate is of type {type(said).__name__}", hint="give a str")
     if not isinstance(budget, RunBudget | None):
@@ -107,6 +113,7 @@ def _request(
     *,
     budget: RunBudget | None,
     session: SessionSharing,
+    on_crash: OnCrash,
     metadata: JsonObject | None,
 ) -> RunRequest:
     call_id = f"{run.run_id}:{step}"
@@ -125,6 +132,7 @@ def _request(
         approvals=run.request.approvals,
         budget=budget,
         durable=run.request.durable,
+        on_crash=on_crash,
     )
 
 

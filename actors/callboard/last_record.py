@@ -9,7 +9,7 @@ from callboard.lifecycle_steps import state_after_last_step
 from callboard.live_run import LiveRun
 from callboard.run_opening import RunOpening
 from callboard.snapshot import snapshot_of
-from callboard_protocol.amounts import Amount, less, total
+from callboard_protocol.amounts import Amount, less
 from callboard_protocol.failures import describe
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.records import RunEnded
@@ -86,7 +86,7 @@ async def write_end(
 
 def _ended_entry(run: LiveRun, ended: RunEnded) -> RunEntry:
     was = run.ticket.entry
-    spent = total([run.meter.spent(), *run.ticket.spent_below.values()])
+    spent = run.spent()
     return moved(
         was,
         STOP_INPUTS[ended.stop_reason],

@@ -22,7 +22,7 @@ from callboard.session import SessionActor
 from callboard.stops import StopRun
 from callboard.storage_hold import StorageHold
 from callboard.ticket import RunTicket
-from callboard_protocol.amounts import NO_LIMITS, ZERO, Amount, Granted, Refused
+from callboard_protocol.amounts import NO_LIMITS, ZERO, Amount, Granted, Refused, total
 from callboard_protocol.commands import ClearStruckRun, ReserveBudget, SettleBudget
 from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import AgentDefinitionError, UnpersistableValueError, UsageError
@@ -323,6 +323,11 @@ class LiveRun:
             self.publish(("step.restarted", None, told))
 
     # ---- budget
+
+    def spent(self) -> Amount:
+        """What the run has spent so far, over all its lives, with everything below it."""
+        ticket = self.ticket
+        return total([self.meter.spent(), ticket.spent_before, *ticket.spent_below.values()])
 
     @property
     def limits_tokens(self) -> bool:

@@ -161,10 +161,10 @@ def way_records(journal: RunJournal, opened: OpenedSession) -> Sequence[LogRecor
     return records
 
 
-def own_since_beginning(own: Sequence[StoredRecord]) -> Sequence[StoredRecord]:
-    """A run's records since it last began."""
-    began = [place for place, stored in enumerate(own) if isinstance(stored.record, RunBegan)]
-    return own[began[-1] :] if began else ()
+def lives_of(own: Sequence[StoredRecord]) -> tuple[Sequence[StoredRecord], Sequence[StoredRecord]]:
+    """A run's records from before it last began, afresh or at all, and those since."""
+    began = max((place for place, stored in enumerate(own) if isinstance(stored.record, RunBegan)), default=len(own))
+    return own[:began], own[began:]
 
 
 def can_pass(error: BaseException) -> bool:

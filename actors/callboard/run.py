@@ -18,7 +18,7 @@ from callboard_protocol.base import JsonObject, check_name
 from callboard_protocol.errors import UsageError
 from callboard_protocol.messages import Message, ToolCall
 from callboard_protocol.model_calls import ModelResponse
-from callboard_protocol.runs import RunArtifact, RunBudget, RunResult, RunUsage
+from callboard_protocol.runs import OnCrash, RunArtifact, RunBudget, RunResult, RunUsage
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
@@ -163,6 +163,7 @@ class RunContext(Generic[DepsT]):
         *,
         budget: RunBudget | None = None,
         session: SessionSharing = "isolated",
+        on_crash: OnCrash = "resume",
         deps: D | None = None,
         metadata: JsonObject | None = None,
     ) -> RunResult[ResultT]: ...
@@ -174,6 +175,7 @@ class RunContext(Generic[DepsT]):
         *,
         budget: RunBudget | None = None,
         session: SessionSharing = "isolated",
+        on_crash: OnCrash = "resume",
         deps: Any = None,
         metadata: JsonObject | None = None,
     ) -> RunResult[Any]: ...
@@ -184,6 +186,7 @@ class RunContext(Generic[DepsT]):
         *,
         budget: RunBudget | None = None,
         session: SessionSharing = "isolated",
+        on_crash: OnCrash = "resume",
         deps: Any = None,
         metadata: JsonObject | None = None,
     ) -> RunResult[Any]:
@@ -201,6 +204,8 @@ class RunContext(Generic[DepsT]):
             session: ``"isolated"``: a session of its own. ``"shared"``: this run's: it sees the conversation of this
                 scope and the session's state as they are now, adds nothing to the transcript, and what it changes in
                 the state is changed here too.
+            on_crash: what a crash in the middle of it does: it is carried on, it begins afresh (``"restart"``, in a
+                session of its own), or it fails, and this run has that as its result.
             deps: what its tools get; where None those of the agent, and where that has none, this run's.
             metadata: values of the caller's own, carried unchanged.
 
@@ -209,6 +214,7 @@ class RunContext(Generic[DepsT]):
 
         Raises:
             UnknownAgentError: no such agent is registered; the error names the nearest.
+            UsageError: an option does not exist, or does not go with another.
             DelegationDepthError: too many runs wait for each other.
             InvalidIdentifierError: the names of runs and branches leave no room for the child's id.
             UnpersistableValueError: the session's state cannot be stored.
@@ -222,6 +228,7 @@ class RunContext(Generic[DepsT]):
             input,
             budget=budget,
             session=session,
+            on_crash=on_crash,
             deps=deps,
             metadata=metadata,
         )

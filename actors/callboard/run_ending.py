@@ -83,6 +83,9 @@ class RunEnding:
         failed.
         """
         ticket, opening = self._ticket, self._opening
+        if opening.run is not None and opening.begins_afresh and not opening.has_begun:
+            # It was stopped before it began afresh, so that it ends as it was.
+            self._drop_run()
         if opening.run is None and ticket.entry.began_sequence is not None:
             # It was stopped before it went on; what an earlier attempt left open is closed all the same.
             try:
@@ -123,10 +126,13 @@ class RunEnding:
         if stop.stop_reason == "interrupted":
             return self._leaving.unwritten(error)
         # Only beginnings are let go of then. What they said never came about, so the run ends as the log has it.
+        self._drop_run()
+        return await self.stop(stop)
+
+    def _drop_run(self) -> None:
         if self._opening.run is not None:
             self._opening.run.hold.close()
             self._opening.run = None
-        return await self.stop(stop)
 
     def _tell_of_chances(self, run: LiveRun, error: BaseException | None) -> None:
         """Say of a run that fails how often it had been carried on."""

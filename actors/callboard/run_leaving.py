@@ -11,7 +11,7 @@ from callboard.resuming import can_pass
 from callboard.run_opening import RunOpening
 from callboard.stops import ParkRun, StopRun
 from callboard.ticket import RunTicket
-from callboard_protocol.commands import StopDelegated
+from callboard_protocol.commands import EndEarlierLife, StopDelegated
 from callboard_protocol.errors import ActorError, CallboardError, DamagedRecordError, StoreFullError
 from callboard_protocol.failures import describe
 from callboard_protocol.records import RunSuspended
@@ -109,6 +109,12 @@ class RunLeaving:
         # A supervisor that has failed has stopped all of them.
         with contextlib.suppress(ActorError):
             await self._directory.supervisor.ask(message, timeout=None)
+
+    async def end_earlier_life(self) -> None:
+        """Have what the run had delegated before it begins afresh cancelled, down to the last."""
+        run_id = self._ticket.run_id
+        message = EndEarlierLife(run_id=run_id, reason=f"run {run_id}, which delegated it, begins afresh after a crash")
+        await self._directory.supervisor.ask(message, timeout=None)
 
     def result(self, stop_reason: StopReason, error: BaseException | None = None) -> RunResult[Any]:
         """What is known of a run that has written no last record."""

@@ -14,11 +14,11 @@ from callboard.journal import RunJournal
 from callboard.kernel import Ref
 from callboard.live_run import LiveRun, SessionState
 from callboard.mail import RunMail
-from callboard.resuming import own_since_beginning, way_records
+from callboard.resuming import lives_of, way_records
 from callboard.session import OpenedSession, SessionActor
 from callboard.stops import BegunElsewhere, SessionElsewhere
 from callboard.ticket import RunTicket
-from callboard.tree_spending import recorded_below, spent_below
+from callboard.tree_spending import recorded_below, spent_below, spent_in
 from callboard_protocol.amounts import Amount
 from callboard_protocol.commands import OpenSession
 from callboard_protocol.errors import FencedError, InterruptedByCrashError, PoisonousRunError, SessionLockedError
@@ -42,6 +42,7 @@ class RunOpening:
         has_begun: whether the run has a first record, of whichever attempt.
         can_park: whether it may be left to a further attempt for want of something.
         strikes: crashes in a row that it may have caused.
+        begins_afresh: whether the run leaves behind what it has recorded.
         way_back: records that go before the next one it writes, as it goes back within its session or itself.
     """
 
@@ -58,6 +59,7 @@ class RunOpening:
         self.has_begun = False
         self.can_park = False
         self.strikes = 0
+        self.begins_afresh = False
         self.way_back: Sequence[LogRecord] = ()
 
     async def open(self, *, goes_on: bool) -> tuple[LiveRun, OpenedSession]:
@@ -93,20 +95,23 @@ class RunOpening:
         if goes_on and journal.began is not None:
             self.strikes = self._strikes_against(journal)
         self._in_flight = journal.in_flight()
-        counting = own_since_beginning(opened.own)
+        left_behind, counting = lives_of(opened.own)
         if afresh:
             journal.begin_afresh()
-            counting = ()
+            left_behind, counting = opened.own, ()
+        self.begins_afresh = afresh
+        ticket.spent_before = spent_in(left_behind)
         self.way_back = way_records(journal, opened)
         state_type = self._agent.state_type if goes_on else None
         state = SessionState(state_type, opened.state if ticket.shared is None else ticket.shared.state)
         before = max((getattr(stored.record, "running", 0.0) for stored in counting), default=0.0)
         run = LiveRun(ticket, self._agent, journal, self._session, self._directory, state, before)
-        recorded: dict[str, Amount] = {}
         for stored in counting:
             run.meter.count(stored.record)
-            recorded.update(recorded_below(stored.record))
-        if journal.began is not None and ticket.request.durable:
+        if opened.own and ticket.request.durable:
+            recorded: dict[str, Amount] = {}
+            for stored in opened.own:
+                recorded.update(recorded_below(stored.record))
             ticket.spent_below = await spent_below(self._directory.store, ticket.run_id, recorded)
         self.run, self.has_begun = run, journal.began is not None
         if ticket.has_mail and ticket.request.durable:
@@ -125,7 +130,9 @@ class RunOpening:
         if ticket.entry.crashed and ticket.request.on_crash == "fail":
             raise InterruptedByCrashError(f"run {ticket.run_id} was in flight when its process ended")
         # Where a run that it delegated was in flight, it is that one which may have caused the crash.
-        strikes = journal.strikes(crashed=ticket.entry.crashed and not ticket.children)
+        # What begins afresh does not carry that one on, and delegates it anew.
+        is_suspect = not ticket.children or ticket.request.on_crash == "restart"
+        strikes = journal.strikes(crashed=ticket.entry.crashed and is_suspect)
         if ticket.entry.crashed and strikes >= ticket.limits(self._agent).max_resume_attempts:
             raise PoisonousRunError(
                 f"run {ticket.run_id} was in flight at {strikes} crashes in a row without getting further",

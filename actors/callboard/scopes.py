@@ -1,7 +1,8 @@
 """Scopes: where a step's identity comes from.
 
 A step is ``{scope}{ordinal}[.item]``; its call id puts the run's id in front. Within a scope steps follow each other,
-so the same pattern gives every step the same identity at each attempt.
+so the same pattern gives every step the same identity at each attempt. In a run that has begun afresh an ordinal is
+``{attempt}-{ordinal}``, after the attempt that did: nothing of its earlier life can be taken for a step of the new one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ class Scope:
         conversation: the messages a model sees here.
         watch: starts a timer for a step by its identity; None where steps have no time limit.
         in_transcript: whether the root's messages go into the session's transcript.
+        life: which attempt of the run began it, or began it afresh.
 
     Attributes:
+        stem: what its steps' identities have in front of their number.
         known: messages by identity that a pattern may show again in a history of its own without saying them twice.
         counted: how many messages of the conversation `known` takes in.
     """
@@ -35,11 +38,13 @@ class Scope:
         "in_flight",
         "in_transcript",
         "known",
+        "life",
         "names",
         "next_ordinal",
         "prefix",
         "readings",
         "round",
+        "stem",
         "timer",
         "watch",
     )
@@ -51,8 +56,11 @@ class Scope:
         watch: Callable[[str], Timer] | None = None,
         *,
         in_transcript: bool = True,
+        life: int = 1,
     ) -> None:
         self.prefix = prefix
+        self.life = life
+        self.stem = prefix if life == 1 else f"{prefix}{life}-"
         self.in_transcript = in_transcript and not prefix
         self.conversation = conversation
         self.next_ordinal = 0
@@ -70,7 +78,7 @@ class Scope:
     @property
     def upcoming(self) -> str:
         """The identity the next step will have."""
-        return f"{self.prefix}{self.next_ordinal}"
+        return f"{self.stem}{self.next_ordinal}"
 
     def begin(self, what: str, *, timed: bool = True) -> str:
         """Begin a step.
@@ -87,7 +95,7 @@ class Scope:
         """
         self._refuse_second(what)
         self.in_flight = what
-        step = f"{self.prefix}{self.next_ordinal}"
+        step = f"{self.stem}{self.next_ordinal}"
         self.next_ordinal += 1
         # Clock readings ride on the record of the step that follows them.
         self.clock = tuple(self.readings) if self.readings else ()
@@ -116,7 +124,7 @@ class Scope:
         """
         self._refuse_second("random")
         self.draws += 1
-        return f"{self.prefix}random.{self.draws - 1}"
+        return f"{self.stem}random.{self.draws - 1}"
 
     def _refuse_second(self, what: str) -> None:
         if self.in_flight is not None:
@@ -142,4 +150,5 @@ class Scope:
         if full in self.names:
             raise UsageError(f"the scope {full!r} exists already", hint="give every branch a name of its own")
         self.names.add(full)
-        return Scope(full, Conversation(self.conversation.view()), self.watch, in_transcript=False)
+        conversation = Conversation(self.conversation.view())
+        return Scope(full, conversation, self.watch, in_transcript=False, life=self.life)

@@ -38,6 +38,7 @@ from callboard_protocol.commands import (
     DelegateRun,
     DrainRuns,
     DropAgent,
+    EndEarlierLife,
     FindTicket,
     FollowRun,
     LeaveSlot,
@@ -63,6 +64,7 @@ SupervisorCommand = (
     SubmitRun
     | DelegateRun
     | StopDelegated
+    | EndEarlierLife
     | FindTicket
     | FollowRun
     | RecoverRuns
@@ -115,7 +117,13 @@ class RunSupervisor(Actor[SupervisorCommand]):
         letters = IncomingLetters(in_hand, queue, returning, correspondence, self.cancel)
         neighbours = Neighbours(in_hand, queue, letters, self._someone_died)
         self._children = Children(
-            in_hand, queue, returning=returning, letters=letters, correspondence=correspondence, cancel=self.cancel
+            in_hand,
+            queue,
+            returning=returning,
+            letters=letters,
+            correspondence=correspondence,
+            neighbours=neighbours,
+            cancel=self.cancel,
         )
         self._taking_over = TakingOver(
             in_hand,
@@ -192,6 +200,11 @@ class RunSupervisor(Actor[SupervisorCommand]):
     async def stop_delegated(self, message: StopDelegated) -> None:
         """Stops what a run has delegated; answered once it has stopped."""
         await self._children.stop(message)
+
+    @handles(concurrent=True)
+    async def end_earlier_life(self, message: EndEarlierLife) -> None:
+        """Cancels what a run had delegated before it begins afresh; answered once it has stopped."""
+        await self._children.end_earlier_life(message)
 
     # ---- recovery
 

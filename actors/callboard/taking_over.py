@@ -73,6 +73,7 @@ class TakingOver:
     async def take_over_all(self) -> int:
         """Take over whatever nobody alive has; how many those are."""
         taken = 0
+        orphans: list[RunTicket] = []
         for entry in sorted(await self._store.claim_unfinished(), key=_recovery_order):
             ticket = self._tickets.get(entry.run_id)
             if ticket is None:
@@ -82,9 +83,12 @@ class TakingOver:
             ticket.entry = entry
             if entry.request.parent_run_id is None:
                 self._take_over(ticket)
-            else:
-                await self._children.take_over(ticket)
+            elif not self._children.keep(ticket):
+                orphans.append(ticket)
             taken += 1
+        # Whatever waits comes last: what a run at work does meanwhile to those below it is not in the entries read.
+        for ticket in orphans:
+            await self._children.take_over(ticket)
         self._in_hand.recovered += taken
         await self._letters.wake_decided()
         self._queue.admit()

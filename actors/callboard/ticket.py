@@ -15,7 +15,7 @@ from callboard.mail import RunMail
 from callboard.models.base import Model
 from callboard.partial_answer import PartialAnswer
 from callboard.stops import StopRun
-from callboard_protocol.amounts import Amount
+from callboard_protocol.amounts import ZERO, Amount, raised
 from callboard_protocol.errors import DamagedRecordError
 from callboard_protocol.messages import Message
 from callboard_protocol.runs import RunBudget, RunRequest, RunResult
@@ -85,6 +85,7 @@ class RunTicket:
         awaits: those of them that it waits for now.
         shared: what it sees of the session it shares with its parent; None where it has one of its own.
         spent_below: what each run that it delegated had spent when that was last counted, by run id.
+        spent_before: what it had spent itself before it last began afresh.
     """
 
     __slots__ = (
@@ -116,6 +117,7 @@ class RunTicket:
         "reason",
         "result",
         "shared",
+        "spent_before",
         "spent_below",
         "stop",
         "stopped_by",
@@ -163,6 +165,7 @@ class RunTicket:
         self.awaits: set[str] = set()
         self.shared: SharedSession | None = None
         self.spent_below: dict[str, Amount] = {}
+        self.spent_before = ZERO
         self._told: Callable[[bool], object] | None = None
 
     @property
@@ -213,8 +216,10 @@ class RunTicket:
         return 0 if self.parent is None else self.parent.depth + 1
 
     def limits(self, agent: Agent[Any, Any]) -> RunBudget:
-        """What the run may use up: what it was last resumed with, what was asked for, or else the agent's."""
-        return self.entry.budget or self.request.budget or agent.budget
+        """What the run may use up: what it was last resumed with, what was asked for, or else the agent's; and what it
+        had spent before it began afresh, which counts for whatever it draws on and not for itself.
+        """
+        return raised(self.entry.budget or self.request.budget or agent.budget, self.spent_before)
 
     def stop_with(self, stop: StopRun, *, by: str = "", reason: str = "") -> None:
         """Stop the attempt at work. Only the first call counts: a second cancellation would cut its ending short.

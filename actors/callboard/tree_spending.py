@@ -6,7 +6,7 @@ child's is its parent's, a colon and the step, so all runs below a run lie behin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
 from callboard.results import records_of
@@ -16,7 +16,7 @@ from callboard_protocol.records import LogRecord, StepCompleted, call_id_of
 from callboard_protocol.runs import DelegatedOutcome
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL
-from callboard_storage.store import Store
+from callboard_storage.store import Store, StoredRecord
 
 _PAGE: Final = 64
 
@@ -33,6 +33,14 @@ def recorded_below(record: LogRecord) -> Mapping[str, Amount]:
     return {call_id_of(record): Amount(*outcome_of(record).spent)}
 
 
+def spent_in(records: Iterable[StoredRecord]) -> Amount:
+    """What a run spent itself, by these records of it."""
+    meter = RunMeter()
+    for stored in records:
+        meter.count(stored.record)
+    return meter.spent()
+
+
 async def spent_below(store: Store, run_id: str, recorded: Mapping[str, Amount]) -> dict[str, Amount]:
     """What each run that a run delegated has spent, with everything below it, by run id.
 
@@ -45,7 +53,7 @@ async def spent_below(store: Store, run_id: str, recorded: Mapping[str, Amount])
         DamagedRecordError: a record of an unfinished one cannot be read.
     """
     below = dict(recorded)
-    async for child in _children(store, run_id):
+    async for child in children_of(store, run_id):
         if child.run_id not in below:
             below[child.run_id] = await spent_by(store, child)
     return below
@@ -68,7 +76,13 @@ async def spent_by(store: Store, entry: RunEntry) -> Amount:
     return total([meter.spent(), *below.values()])
 
 
-async def _children(store: Store, run_id: str) -> AsyncIterator[RunEntry]:
+async def children_of(store: Store, run_id: str) -> AsyncIterator[RunEntry]:
+    """The runs that a run has delegated in whichever of its attempts, ended or not.
+
+    Args:
+        store: where they last.
+        run_id: who delegated.
+    """
     prefix = after = f"{run_id}:"
     # Most runs have delegated nothing, and what lies behind them is none of theirs: one look tells.
     limit = 1

@@ -55,6 +55,22 @@ def less(amount: Amount, other: Amount) -> Amount:
     return Amount(*(figure - taken for figure, taken in zip(amount, other, strict=True)))
 
 
+def raised(budget: RunBudget, by: Amount) -> RunBudget:
+    """A budget with so much more of everything that it limits; time is not counted in amounts."""
+    if by == ZERO:
+        return budget
+    more = {
+        "max_steps": by.steps,
+        "max_tool_calls": by.tool_calls,
+        "max_total_tokens": by.tokens,
+        "max_cost_usd": by.cost_usd,
+    }
+    limits = {name: getattr(budget, name) for name in more}
+    # Amounts are whole billionths; what a sum of floats is off by must not become one.
+    grown = {name: round(limit + more[name], 9) for name, limit in limits.items() if limit is not None}
+    return budget.model_copy(update=grown)
+
+
 class Limits(NamedTuple):
     """The most an account may spend; None is no limit.
 

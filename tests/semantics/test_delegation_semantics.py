@@ -489,6 +489,8 @@ async def test_what_cannot_be_delegated_raises_at_once_and_begins_nothing(place:
             ({"budget": {"max_steps": 1}}, UsageError, "no budget"),
             ({"session": "forked"}, NotImplementedYetError, "forked"),
             ({"session": "own"}, UsageError, "own"),
+            ({"on_crash": "again"}, UsageError, "again"),
+            ({"on_crash": "restart", "session": "shared"}, UsageError, "not the child's own"),
             ({"metadata": [1]}, UsageError, "no dict"),
         ):
             options: Any = {"agent": "worker", "input": "x", **wrong}

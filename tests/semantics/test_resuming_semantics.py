@@ -126,7 +126,7 @@ def test_on_crash_restart_begins_afresh_as_if_nothing_had_been(place: Any, die: 
     answer = "hi | hello | x | attempt 3"
     assert transcript == ["hi", "hello", "x", "attempt 3", answer, f"{answer}: 1"]
     assert (artifacts, [one.payload for one in result.artifacts]) == ([3], [3])
-    assert {one.attempt for one in steps} == {3}
+    assert {(one.attempt, one.step) for one in steps} == {(3, "3-0"), (3, "3-1"), (3, "3-2")}
     assert (result.usage.llm_calls, result.usage.total_tokens) == (1, 15)
     assert (head.run_count, head.artifact_count, head.usage.llm_calls) == (2, 1, 2)
     sequences = sorted({event.sequence for event in events if event.sequence is not None})

@@ -3,7 +3,18 @@ from typing import get_args
 
 import pytest
 
-from callboard_protocol.amounts import NO_LIMITS, ZERO, Amount, Granted, LimitName, Limits, MustWait, Refused, nano_usd
+from callboard_protocol.amounts import (
+    NO_LIMITS,
+    ZERO,
+    Amount,
+    Granted,
+    LimitName,
+    Limits,
+    MustWait,
+    Refused,
+    nano_usd,
+    raised,
+)
 from callboard_protocol.errors import UsageError
 from callboard_protocol.ledger import AccountOpenError, Ledger, UnknownAccountError, UnreservedAmountError
 from callboard_protocol.runs import RunBudget
@@ -369,6 +380,15 @@ def test_a_budget_becomes_limits():
     budget = RunBudget(max_steps=16, max_tool_calls=8, max_total_tokens=9000, max_cost_usd=0.50, max_duration=60)
     assert Limits.of(budget) == Limits(16, 8, 9000, 500_000_000)
     assert Limits.of(RunBudget()) == Limits.of(None) == NO_LIMITS
+
+
+def test_a_budget_is_raised_by_what_it_limits_and_nothing_else():
+    budget = RunBudget(max_steps=16, max_cost_usd=0.7, max_duration=60)
+    spent = Amount(steps=2, tool_calls=3, tokens=40, cost_nano_usd=100_000_000)
+    grown = raised(budget, spent)
+    assert grown == RunBudget(max_steps=18, max_cost_usd=0.8, max_duration=60)
+    assert Limits.of(grown) == Limits(18, None, None, 800_000_000)
+    assert raised(budget, ZERO) is budget
 
 
 # ---- money

@@ -33,6 +33,15 @@ def test_a_scope_below_has_a_count_of_its_own(root: Scope):
     assert (root.in_transcript, side.in_transcript) == (True, False)
 
 
+def test_steps_of_a_run_that_began_afresh_are_none_of_its_earlier_life():
+    root = Scope("", Conversation([]), life=3)
+    identity = step(root)
+    item, side = root.below("a", within=identity), root.below("side")
+    assert [identity, step(item), step(side), root.draw()] == ["3-0", "3-0.a/3-0", "side/3-0", "3-random.0"]
+    # Not even where a branch is called as the ordinals are.
+    assert step(Scope("", Conversation([])).below("3-0.a")) == "3-0.a/0"
+
+
 def test_a_second_step_in_flight_is_refused_and_names_the_first(root: Scope):
     root.begin("generate")
     for begin in (lambda: root.begin("tool 'look'"), root.draw):

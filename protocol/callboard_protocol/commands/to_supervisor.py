@@ -68,6 +68,18 @@ class StopDelegated(Request[None]):
     by: str = ""
 
 
+class EndEarlierLife(Request[None]):
+    """Cancel what a run had delegated before it begins afresh, with all below that. Answered once it has stopped.
+
+    Attributes:
+        run_id: the run that begins afresh.
+        reason: why; their results say it.
+    """
+
+    run_id: str
+    reason: str
+
+
 class FindTicket(Request[Any]):
     """The `RunTicket` of an unfinished run of this process; None if there is none.
 

@@ -83,8 +83,12 @@ class RunEnding:
         failed.
         """
         ticket, opening = self._ticket, self._opening
+        # Whoever stops the run from now on comes too late, and must not cut its ending short.
+        ticket.stop = ticket.stop or StopRun(stop_reason)
         if opening.run is not None and opening.begins_afresh and not opening.has_begun:
-            # It was stopped before it began afresh, so that it ends as it was.
+            # It was stopped before it began afresh, so that it ends as it was: with those below it, which may be writing
+            # to its session that they have ended.
+            await self._leaving.stop_children(leaves=False)
             self._drop_run()
         if opening.run is None and ticket.entry.began_sequence is not None:
             # It was stopped before it went on; what an earlier attempt left open is closed all the same.
@@ -95,8 +99,6 @@ class RunEnding:
                 # moved on since its end is none of its own.
                 await self._leaving.stop_children(leaves=False)
                 return await self._never_began(stop_reason, error)
-        # Whoever stops the run from now on comes too late, and must not cut its ending short.
-        ticket.stop = ticket.stop or StopRun(stop_reason)
         await self._leaving.stop_children(leaves=False)
         run = opening.run
         if run is None or not opening.has_begun:

@@ -103,9 +103,8 @@ class SessionActor(Actor[SessionCommand]):
         """
         if message.is_nested:
             return await self._open_within(message)
-        if self._holder != message.run_id:  # else what one that it delegated has written may have taken the lock
-            self._lease = self._store.lease()
         self._holder = message.run_id
+        self._lease = self._store.lease()
         records = await self._store.read_log(self._session_id)
         own = _own(message.run_id, records)
         began = next((one.sequence for one in reversed(own) if isinstance(one.record, RunBegan)), len(records))

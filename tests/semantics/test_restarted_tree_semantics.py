@@ -7,9 +7,23 @@ from typing import Any
 
 import pytest
 
-from callboard import Agent, Message, ModelRequest, RunBudget, RunContext, RunResult, ScriptedModel, ToolCall, tool
+from callboard import (
+    Agent,
+    Allow,
+    Message,
+    ModelRequest,
+    RunBudget,
+    RunContext,
+    RunResult,
+    ScriptedModel,
+    ToolCall,
+    tool,
+)
+from callboard_protocol.letters import PostedCancellation
 from callboard_protocol.records import RunBegan, RunEnded
 from callboard_protocol.states import FINAL, RunState
+from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.posting import post
 
 pytestmark = pytest.mark.anyio
 
@@ -319,27 +333,96 @@ def test_a_child_that_waited_for_a_decision_is_left_behind_and_its_call_is_not_d
     assert place.noted == []
 
 
-def test_a_run_that_is_cancelled_before_it_begins_afresh_ends_as_it_was(place: Any, die: Any, well_formed: Any) -> None:
+def test_a_run_that_is_to_be_cancelled_does_not_begin_afresh_and_ends_as_it_was(
+    place: Any, die: Any, well_formed: Any
+) -> None:
     @tool(read_only=True)
     async def look() -> str:
         """Look."""
-        if place.happens_first("died"):
-            die()
-        return "seen"
+        die()
+        return "never"
 
-    agent = Agent("worker", model=ScriptedModel([ToolCall(name="look"), "never"]), tools=[look])
+    agent = Agent("worker", model=ScriptedModel([ToolCall(name="look")]), tools=[look])
 
     async def start(runtime: Any) -> None:
         await runtime.run(agent, "x", run_id="r", session_id="s", on_crash="restart")
 
-    async def cancel(runtime: Any) -> list[Message]:
-        await runtime.cancel("r", reason="user left")
+    async def cancel() -> None:
+        # As another process would that thinks the run is still being carried.
+        store = place.store()
+        await store.open()
+        await post(store, "s", PostedCancellation(run_id="r", by="ann", reason="user left", at=1.0))
+        await store.close()
+
+    async def finish(runtime: Any) -> list[Message]:
         assert (await runtime.wait("r")).stop_reason == "cancelled"
         assert (await runtime.sessions.get("s")).active_run is None
         transcript: list[Message] = await runtime.sessions.transcript("s")
         return transcript
 
     place.live_until_killed([agent], start)
-    transcript = place.live([agent], cancel, recover=False)
+    asyncio.run(cancel())
+    transcript = place.live([agent], finish)
     assert well_formed(transcript)
     assert [message.role for message in transcript] == ["user", "assistant", "tool"]
+
+
+def test_a_run_that_is_cancelled_while_it_ends_its_earlier_life_ends_with_all_of_it(place: Any, die: Any) -> None:
+    tree = Tree(place, die)
+    cancelling: list[asyncio.Task[bool]] = []
+
+    class Telling(LmdbStore):
+        """Has the boss cancelled as its child in the same session writes that it has ended."""
+
+        def commit(self, batch: Any, fence: Any, loop: Any, acknowledge: Any) -> None:
+            if batch.session_id == "s" and not cancelling:
+                cancelling.append(loop.create_task(runtimes[0].cancel("r", reason="user left")))
+            super().commit(batch, fence, loop, acknowledge)
+
+    runtimes: list[Any] = []
+
+    async def start(runtime: Any) -> None:
+        await runtime.run("boss", "go", run_id="r", session_id="s", on_crash="restart")
+
+    async def finish(runtime: Any) -> Any:
+        runtimes.append(runtime)
+        result = await (await runtime.resume("r")).result()
+        assert await cancelling[0]
+        return result, await runtime.runs.list(), await runtime.sessions.get("s")
+
+    place.live_until_killed(tree.agents, start)
+    store = Telling(place.data, map_size=1 << 30)
+    result, entries, head = place.live(tree.agents, finish, store=store, recover=False)
+    assert "user left" in result.error_details.message
+    assert {entry.state for entry in entries} == {RunState.CANCELLED}
+    assert head.active_run is None
+    assert "2-" not in " ".join(entry.run_id for entry in entries)
+
+
+def test_what_was_decided_about_a_call_is_asked_anew_in_a_run_that_begins_afresh(place: Any, die: Any) -> None:
+    @tool(approval=True)
+    async def pay(amount: int) -> str:
+        """Pay."""
+        if place.happens_first("died"):
+            die()
+        return "paid"
+
+    async def pattern(ctx: RunContext[None]) -> str:
+        return str(await ctx.call_tool("pay", amount=70))
+
+    agent = Agent("worker", pattern=pattern, tools=[pay])
+
+    async def start(runtime: Any) -> None:
+        await runtime.run(agent, "x", run_id="r", session_id="s", on_crash="restart")
+        await runtime.decide("r:0", Allow(), by="ann")
+        await runtime.wait("r")
+
+    async def finish(runtime: Any) -> Any:
+        asked = await runtime.wait("r")
+        await runtime.decide(asked.pending[0].call_id, Allow(), by="ann")
+        return asked, await runtime.wait("r")
+
+    place.live_until_killed([agent], start)
+    asked, result = place.live([agent], finish)
+    assert [call.call_id for call in asked.pending] == ["r:3-0"]
+    assert result.output == "paid"

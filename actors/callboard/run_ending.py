@@ -86,8 +86,8 @@ class RunEnding:
         # Whoever stops the run from now on comes too late, and must not cut its ending short.
         ticket.stop = ticket.stop or StopRun(stop_reason)
         if opening.run is not None and opening.begins_afresh and not opening.has_begun:
-            # It was stopped before it began afresh, so that it ends as it was: with those below it, which may be writing
-            # to its session that they have ended.
+            # It was stopped before it began afresh, and ends as it was. Those below it may still be writing that they
+            # ended to its session, which is read again behind that.
             await self._leaving.stop_children(leaves=False)
             self._drop_run()
         if opening.run is None and ticket.entry.began_sequence is not None:

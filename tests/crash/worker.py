@@ -75,6 +75,7 @@ class Work(BaseModel):
         on_in_doubt: what is to be done about a call that only a crash ended.
         seed: of the model's pace.
         count: how many runs, or steps of one run.
+        begins_afresh: what begins afresh after a crash: nothing, the ``root`` of a tree, or the ``children``.
     """
 
     data: Path
@@ -86,6 +87,7 @@ class Work(BaseModel):
     on_in_doubt: str = "ask"
     seed: int = 0
     count: int = 0
+    begins_afresh: str = ""
 
 
 class KillingStore(LmdbStore):
@@ -276,10 +278,14 @@ class Worker:
     async def tree(self) -> None:
         """A run that delegates to four clerks side by side, in sessions of their own, in its own, two runs down."""
 
+        def on_crash(whose: str) -> Any:
+            return "restart" if self.work.begins_afresh == whose else "resume"
+
         async def hire(branch: RunContext[None], session: Any) -> str:
             if session == "below":
-                return (await branch.delegate("foreman", "go")).output
-            return (await branch.delegate("clerk", "go", session=session)).output
+                return (await branch.delegate("foreman", "go", on_crash=on_crash("children"))).output
+            theirs = on_crash("children") if session == "isolated" else "resume"
+            return (await branch.delegate("clerk", "go", session=session, on_crash=theirs)).output
 
         async def lead(ctx: RunContext[None]) -> str:
             hired = await ctx.map(hire, {"a": "isolated", "b": "isolated", "c": "shared", "d": "below"})
@@ -288,10 +294,11 @@ class Worker:
         async def lead_on(ctx: RunContext[None]) -> str:
             return (await ctx.delegate("clerk", "go")).output
 
-        boss = Agent("boss", pattern=lead, budget=RunBudget(max_steps=28, max_resume_attempts=10_000))
+        max_steps = None if self.work.begins_afresh else 28
+        boss = Agent("boss", pattern=lead, budget=RunBudget(max_steps=max_steps, max_resume_attempts=10_000))
         foreman = Agent("foreman", pattern=lead_on, budget=_PATIENT)
         async with Runtime([boss, foreman, self.clerk()], store=self._opened()) as runtime:
-            handle = await runtime.submit(boss, "go", run_id="run", session_id="s")
+            handle = await runtime.submit(boss, "go", run_id="run", session_id="s", on_crash=on_crash("root"))
             result = await handle.result()
             self.world.note("result", "run", json.dumps([result.stop_reason, result.final_output]))
             self.world.note("spent", *(await runtime.runs.get("run")).spent)

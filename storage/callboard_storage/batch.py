@@ -49,6 +49,12 @@ TABLES: Final[tuple[Table, ...]] = (
     "charges",
     "draws",
 )
+"""In the order in which they came: a release adds its own at the end."""
+
+LATER_TABLES: Final = TABLES[TABLES.index("blobs") :]
+"""Those that were not there from the beginning: a directory that only earlier releases have opened lacks the last of
+them, and the first release that knows them makes them.
+"""
 
 Change: TypeAlias = tuple[Table, bytes, bytes | None]
 """A table, a key, and what it is to hold; None removes the key."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,15 @@ class Keeper:
         database = environment.open_db(table.encode())
         with environment.begin(write=True, db=database) as transaction:
             work(transaction, list(transaction.cursor()))
+        environment.close()
+
+    def drop(self, directory: Path, tables: Sequence[str]) -> None:
+        """Remove tables, as if no release that knows them had opened the directory."""
+        environment = lmdb.open(str(directory), map_size=MAP_SIZE, max_dbs=16)
+        for table in tables:
+            database = environment.open_db(table.encode(), create=False)
+            with environment.begin(write=True) as transaction:
+                transaction.drop(database, delete=True)
         environment.close()
 
     def rows(self, directory: Path) -> dict[str, list[tuple[bytes, bytes]]]:

@@ -11,6 +11,7 @@ from callboard_protocol.errors import DamagedRecordError, StoreOpenError, StoreV
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import SessionHead
 from callboard_storage import upkeep
+from callboard_storage.batch import LATER_TABLES, TABLES
 from callboard_storage.codec import encode
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.upkeep import Problem
@@ -49,6 +50,38 @@ def test_a_sound_store_is_said_to_be_sound(filled):
     assert report.sessions == 3
     assert report.bytes_checked > 1000
     assert report.bytes_per_second > 0
+
+
+@pytest.mark.parametrize("first", ["blobs", "accounts"])
+def test_a_store_of_an_earlier_release_lacks_what_came_later_and_is_sound(filled, keeper, first):
+    keeper.drop(filled, LATER_TABLES[LATER_TABLES.index(first) :])
+    assert upkeep.verify(filled).problems == ()
+
+    async def go_on(store: LmdbStore) -> None:
+        await keeper.add(store, "four")
+
+    keeper.at(filled, go_on)
+    report = upkeep.verify(filled)
+    assert (report.problems, report.sessions) == ((), 4)
+    assert {*TABLES} <= report.rows.keys()
+
+
+def test_a_store_of_an_earlier_release_can_be_kept_up_before_a_later_one_opens_it(filled, keeper, tmp_path):
+    keeper.drop(filled, LATER_TABLES)
+    assert upkeep.stats(filled).sessions == 3
+    upkeep.compact(filled)
+    upkeep.backup(filled, tmp_path / "backup")
+    upkeep.restore(tmp_path / "backup", tmp_path / "restored")
+    for directory in (filled, tmp_path / "restored"):
+        assert upkeep.verify(directory).problems == ()
+
+
+@pytest.mark.parametrize("table", ["unfinished", "letters", TABLES[-1]])
+def test_a_table_that_is_missing_among_others_is_told(filled, keeper, table):
+    keeper.drop(filled, [table])
+    if table == TABLES[-1]:
+        keeper.change(filled, "table of a newer release", lambda transaction, rows: None)
+    assert Problem(table=table, what="is missing") in upkeep.verify(filled).problems
 
 
 def test_a_store_is_verified_while_it_is_open_and_written_to(filled, keeper):

@@ -101,7 +101,9 @@ class Children:
                 self._announce(parent, ticket, is_shared=message.shared is not None)
         else:
             refuse_other(request, ticket.entry)
-        ticket.agent, ticket.model, ticket.deps = message.agent, message.model, message.deps
+        if message.agent is not None:
+            ticket.agent, ticket.model = message.agent, message.model
+        ticket.deps = message.deps
         ticket.shared = message.shared
         self._attach(ticket, parent)
         parent.awaits.add(ticket.run_id)
@@ -147,7 +149,10 @@ class Children:
         ticket.begin_again(entry)
         # The run that waits for it has been taken in; its own first record need not be waited for.
         ticket.accept()
-        self._queue.put_child_first(ticket)
+        if ticket.agent is None:
+            self._returning.park_for_agent(ticket)
+        else:
+            self._queue.put_child_first(ticket)
 
     def _attach(self, ticket: RunTicket, parent: RunTicket) -> None:
         ticket.parent = parent

@@ -26,6 +26,7 @@ from callboard_protocol.errors import (
     NotImplementedYetError,
     RunConflictError,
     StoreError,
+    UnknownAgentError,
     UsageError,
 )
 from callboard_protocol.failures import restore
@@ -50,7 +51,7 @@ async def delegate(
     metadata: JsonObject | None,
 ) -> RunResult[Any]:
     """Have another agent do something, as one step of `scope`; see `RunContext.delegate`."""
-    known = _agent_for(run, scope, agent)
+    known = await _agent_for(run, scope, agent)
     _check(said, budget, session, on_crash, metadata)
     step = scope.begin(f"delegate {known.id!r}", timed=False)
     run.boundary.begin()
@@ -63,22 +64,28 @@ async def delegate(
             )
             recorded = await _carry_out(run, scope, step, fit, known, request, deps)
         run.state.apply(recorded)
+        if isinstance(agent, str):  # it may have been registered while its run waited for it
+            known = run.directory.agents.get(agent, known)
         return _result(run, step, known, recorded, metadata or {})
     finally:
         scope.end()
         run.boundary.end()
 
 
-def _agent_for(run: LiveRun, scope: Scope, agent: Agent[Any, Any] | str) -> Agent[Any, Any]:
-    """Whom the next step delegates to. Where that is on record it need not be registered any more.
+async def _agent_for(run: LiveRun, scope: Scope, agent: Agent[Any, Any] | str) -> Agent[Any, Any]:
+    """Whom the next step delegates to. Where that is on record it need not be registered any more, nor where its run is
+    on disk: that waits for it.
 
     Raises:
         UnknownAgentError: it is not registered.
     """
-    registered = run.directory.agents
     if scope.upcoming not in run.journal.completed:
-        return find_agent(registered, agent)
-    return (registered.get(agent) or Agent(agent)) if isinstance(agent, str) else agent
+        try:
+            return find_agent(run.directory.agents, agent)
+        except UnknownAgentError:
+            if await run.directory.store.read_run(f"{run.run_id}:{scope.upcoming}") is None:
+                raise
+    return (run.directory.agents.get(agent) or Agent(agent)) if isinstance(agent, str) else agent
 
 
 def _check(said: object, budget: object, session: object, on_crash: object, metadata: object) -> None:
@@ -151,14 +158,15 @@ async def _carry_out(
         fault_points.reach("step.about_to_act", request.run_id)
     started = run.directory.clock.monotonic()
     is_shared = request.session_id == run.session_id
+    registered = run.directory.agents.get(agent.id)
     try:
         ticket: RunTicket | None = await run.directory.supervisor.ask(
             DelegateRun(
                 parent_id=run.run_id,
                 request=request,
-                agent=agent,
-                model=agent.model,
-                deps=InheritedDeps(run.deps) if deps is None and agent.deps is None else deps,
+                agent=registered,
+                model=None if registered is None else registered.model,
+                deps=InheritedDeps(run.deps) if deps is None else deps,
                 shared=SharedSession(scope.conversation.view(), run.state.plain()) if is_shared else None,
             ),
             timeout=None,
@@ -180,7 +188,7 @@ async def _carry_out(
     outcome = DelegatedOutcome(
         session_id=request.session_id,
         stop_reason=result.stop_reason,
-        output=agent.output.dump(result.final_output) if result.stop_reason == "completed" else None,
+        output=_plain_output(ticket, result),
         usage=result.usage,
         artifacts=result.artifacts,
         error_details=result.error_details,
@@ -207,6 +215,13 @@ async def _carry_out(
     finally:
         run.unpause()
     return landed
+
+
+def _plain_output(ticket: RunTicket, result: RunResult[Any]) -> Any:
+    """The output of a child as plain data, which it is already where its agent has not been had."""
+    if result.stop_reason != "completed" or ticket.agent is None:
+        return result.final_output
+    return ticket.agent.output.dump(result.final_output)
 
 
 async def _outcome(run: LiveRun, ticket: RunTicket) -> RunResult[Any] | None:

@@ -13,7 +13,7 @@ from callboard_protocol.errors import AgentDefinitionError, CallboardError
 
 
 async def open_deps(run: LiveRun, stack: AsyncExitStack, *, can_park: bool) -> Any:
-    """The deps of a run's tools: its caller's, or else its agent's.
+    """The deps of a run's tools: its caller's, or else its agent's, or else those of the run that delegated it.
 
     Args:
         run: the run.
@@ -24,10 +24,12 @@ async def open_deps(run: LiveRun, stack: AsyncExitStack, *, can_park: bool) -> A
         ParkRun: the factory failed, and the run can be left.
         CallboardError: the factory failed, or gave no async context manager.
     """
-    agent = run.agent
-    deps = agent.deps if run.ticket.deps is None else run.ticket.deps
+    agent, deps = run.agent, run.ticket.deps
     if isinstance(deps, InheritedDeps):
-        return deps.value
+        if agent.deps is None:
+            return deps.value
+        deps = None
+    deps = agent.deps if deps is None else deps
     if not callable(deps):
         return deps
     info = RunInfo(run.run_id, run.session_id, agent.id, run.attempt, dict(run.request.metadata))

@@ -70,7 +70,7 @@ class ReturningRuns:
 
     def park_for_agent(self, ticket: RunTicket) -> None:
         """Keep a run whose agent is not registered; the store is told too."""
-        if ticket.entry.began_sequence is not None:
+        if ticket.entry.began_sequence is not None and not ticket.is_nested:
             self._admission.hold(ticket.run_id, ticket.session_id)
         before = ticket.entry
         self.park(ticket, f"agent {ticket.request.agent_id!r} is not registered")

@@ -13,7 +13,7 @@ class InheritedDeps:
     """Deps that the run above has opened, and closes: they are not a factory, whatever they look like.
 
     Attributes:
-        value: what the agent's tools get.
+        value: what the agent's tools get, where it has no deps of its own.
     """
 
     value: Any

@@ -35,9 +35,10 @@ class DelegateRun(Request[Any]):
     Attributes:
         parent_id: the run that waits, which is at work.
         request: the `RunRequest` of the child; its run id is the call's.
-        agent: the `Agent` that does the work.
+        agent: the `Agent` that does the work; None where none is registered, and the child, which is on disk, is parked
+            until one is.
         model: the `Model` it uses.
-        deps: what its tools get, where that is not the agent's own; None otherwise.
+        deps: what its tools get: what was given with the call, or else the `InheritedDeps` of the run that waits.
         shared: the `SharedSession`, where it works in its parent's session; None otherwise.
     """
 

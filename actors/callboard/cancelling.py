@@ -15,7 +15,7 @@ from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import CancelRun
 from callboard_protocol.errors import RunEndedError, RuntimeBusyError, StoreFullError
-from callboard_protocol.states import RunState
+from callboard_protocol.states import FINAL, RunState
 
 
 class Cancelling:
@@ -59,7 +59,7 @@ class Cancelling:
         if ticket.is_elsewhere:
             with contextlib.suppress(RunEndedError):
                 await self._correspondence.ask_to_stop(ticket.entry, message.by, message.reason)
-            return await _cancelled_at_last(ticket)
+            return await self._cancelled_elsewhere(ticket)
         stop = cancelled(ticket.run_id, message.by, message.reason)
         self._returning.forget(ticket)
         if ticket.task is not None:
@@ -80,6 +80,19 @@ class Cancelling:
         await asyncio.wait([ending])
         ending.result()
         return True
+
+    async def _cancelled_elsewhere(self, ticket: RunTicket) -> bool:
+        """Whether a run that another process carries was cancelled, once it has stopped."""
+        if await _cancelled_at_last(ticket):
+            return True
+        if ticket.entry.state in FINAL:
+            return False
+        # It was seen to wait for a decision, before whoever carries it had read the letter.
+        followed = await self._taking_over.found(ticket.run_id)
+        if followed is not None:
+            return await _cancelled_at_last(followed)
+        ended = await self._in_hand.store.read_run(ticket.run_id)
+        return ended is not None and ended.state == RunState.CANCELLED
 
     def _end_by_attempt(self, ticket: RunTicket, stop: StopRun, message: CancelRun) -> None:
         """What a run left open in its transcript is closed by an attempt that only ends it."""

@@ -57,7 +57,8 @@ class IncomingLetters:
             ticket.mail.take_in(await self._in_hand.store.read_letters(ticket.session_id, ticket.run_id))
         self.wake_if_decided(ticket)
         wanted = ticket.mail.cancellation
-        if wanted is not None and ticket.stop is None and ticket.entry.state not in FINAL:
+        is_stopping = ticket.task is not None and ticket.stop is not None
+        if wanted is not None and not is_stopping and ticket.entry.state not in FINAL:
             command = CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason)
             stopping = asyncio.ensure_future(self._cancel(command))
             self._stopping.add(stopping)

@@ -202,8 +202,7 @@ class LiveRun:
         """
         if not self._pauses:
             self._pause_began = self.clock.monotonic()
-            if self.ticket.deadline is not None:
-                self.ticket.deadline.pause()
+            self.ticket.pause(True)
         self._pauses += 1
         self.boundary.rest(acting=False)
 
@@ -213,8 +212,7 @@ class LiveRun:
         self.boundary.go_on(acting=False)
         if not self._pauses:
             self._paused += self.clock.monotonic() - self._pause_began
-            if self.ticket.deadline is not None:
-                self.ticket.deadline.go_on()
+            self.ticket.pause(False)
 
     def heed_stop(self) -> None:
         """Let nothing more begin in a run that is being stopped, also where its pattern swallowed the cancellation.

@@ -66,6 +66,7 @@ class ReturningRuns:
     def park(self, ticket: RunTicket, reason: str) -> None:
         """Keep a run that cannot go on for want of something."""
         ticket.entry = parked(ticket.entry, reason)
+        ticket.tell_whether_it_waits()
         self._tell_parked(ticket)
 
     def park_for_agent(self, ticket: RunTicket) -> None:
@@ -87,6 +88,7 @@ class ReturningRuns:
     def keep(self, ticket: RunTicket) -> None:
         """An attempt has ended, and the run has not: it comes back after a pause, or in its turn."""
         self._tickets[ticket.run_id] = ticket
+        ticket.tell_whether_it_waits()
         if self._is_closed:
             ticket.finish(interrupted(ticket.entry))
             return
@@ -193,6 +195,7 @@ class ReturningRuns:
         if state != RunState.QUEUED:
             event = RunInput.UNPARK if state == RunState.PARKED else RunInput.REQUEUE
             ticket.entry = moved(ticket.entry, event, pending=())
+            ticket.tell_whether_it_waits()
         if ticket.parent is not None:
             if ticket.run_id in ticket.parent.awaits:  # otherwise its parent's next attempt comes to it
                 self._queue.put_child_first(ticket)

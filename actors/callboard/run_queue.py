@@ -103,9 +103,10 @@ class RunQueue:
         """Begin an attempt of a run that holds its session."""
         attempts = self._in_hand.directory.attempts
         self._in_hand.running += 1
-        ticket.is_at_work = False
+        ticket.is_at_work = ticket.is_pausing = False
         ticket.boundary = None
         ticket.task = asyncio.get_running_loop().create_task(self._attempt(ticket), name=f"run {ticket.run_id}")
+        ticket.tell_whether_it_waits()
         attempts.add(ticket.task)
         ticket.task.add_done_callback(attempts.discard)
 

@@ -111,13 +111,15 @@ class TakingOver:
         return ticket
 
     async def letter_came(self, run_id: str) -> None:
-        """A letter was posted here; if nobody carries its run, this process does from now on, if it has its agent.
-        Otherwise it leaves the run to one that has.
+        """A letter was posted here; if nobody carries its run, this process does from now on, if it has its agent, and
+        those of the runs that wait for it. Otherwise it leaves the run to one that has.
         """
-        if run_id not in self._tickets:
-            entry = await self._store.read_run(run_id)
+        above: str | None = run_id
+        while above is not None and above not in self._tickets:
+            entry = await self._store.read_run(above)
             if entry is None or entry.request.agent_id not in self._in_hand.agents:
                 return
+            above = entry.request.parent_run_id
         ticket = await self.found(run_id)
         if ticket is not None and not ticket.is_elsewhere:
             await self._letters.look(ticket)

@@ -71,6 +71,7 @@ class RunTicket:
         deadline: of its `max_duration`; None where that has no limit.
         has_slot: whether it holds one of the runtime's slots.
         is_at_work: whether its attempt has begun, and is to be cancelled in order to stop it.
+        is_pausing: whether a branch of its attempt waits, so that no time counts.
         is_elsewhere: whether another living process carries it.
         parked_for: what it lacked when it was last parked, as written; empty where it never was.
         unreadable: why its session cannot be read; None while it can.
@@ -106,6 +107,7 @@ class RunTicket:
         "is_at_work",
         "is_elsewhere",
         "is_interrupting",
+        "is_pausing",
         "is_recovered",
         "last_waits",
         "mail",
@@ -149,6 +151,7 @@ class RunTicket:
         self.reason = ""
         self.has_slot = False
         self.is_at_work = False
+        self.is_pausing = False
         self.is_elsewhere = False
         self.boundary: StepBoundary | None = None
         self.deadline: Deadline | None = None
@@ -166,7 +169,7 @@ class RunTicket:
         self.shared: SharedSession | None = None
         self.spent_below: dict[str, Amount] = {}
         self.spent_before = ZERO
-        self._told: Callable[[bool], object] | None = None
+        self._told: Callable[[bool, bool], object] | None = None
 
     @property
     def request(self) -> RunRequest:
@@ -203,7 +206,7 @@ class RunTicket:
             self.result = loop.create_future()
         if self.ended.done():
             self.ended = loop.create_future()
-        self._tell_whether_it_waits(False)
+        self.tell_whether_it_waits()
 
     @property
     def is_nested(self) -> bool:
@@ -282,7 +285,7 @@ class RunTicket:
         self._leave_parent()
         self.answer(result)
         if self.entry.state in _STILL_WAITS:
-            self._tell_whether_it_waits(True)
+            self.tell_whether_it_waits()
         elif not self.ended.done():
             self.ended.set_result(result)
 
@@ -305,16 +308,24 @@ class RunTicket:
             return self.reason or f"run {self.run_id}, which delegated it, was cancelled", self.stopped_by
         return f"run {self.run_id}, which delegated it, ended as {self.stop.stop_reason}", self.stopped_by
 
-    def tell_parent(self, told: Callable[[bool], object] | None) -> None:
-        """Have whoever waits for this run told whether it only waits itself, now and whenever that changes; None for
-        nobody any more.
+    def pause(self, pauses: bool) -> None:
+        """A branch of its attempt waits from now on, or none does any more: meanwhile its time stands still."""
+        self.is_pausing = pauses
+        if self.deadline is not None:
+            (self.deadline.pause if pauses else self.deadline.go_on)()
+        self.tell_whether_it_waits()
+
+    def tell_parent(self, told: Callable[[bool, bool], object] | None) -> None:
+        """Have whoever waits for this run told whether it only waits itself, and whether its time stands still, now and
+        whenever that changes; None for nobody any more.
         """
         self._told = told
-        self._tell_whether_it_waits(self.task is None and self.entry.state in _STILL_WAITS)
+        self.tell_whether_it_waits()
 
-    def _tell_whether_it_waits(self, waits: bool) -> None:
+    def tell_whether_it_waits(self) -> None:
+        """It has gone to work, or has stopped, or waits for something."""
         if self._told is not None:
-            self._told(waits)
+            self._told(self.task is None and self.entry.state in _STILL_WAITS, self.task is None or self.is_pausing)
 
     def _leave_parent(self) -> None:
         parent = self.parent

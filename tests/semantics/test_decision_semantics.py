@@ -381,6 +381,10 @@ async def test_any_process_on_the_directory_can_decide_send_to_and_cancel_any_ru
         assert (result.stop_reason, result.error_details.context["by"]) == ("cancelled", "ann")
         assert "enough" in result.error_details.message
         assert not await other.cancel("stops")
+
+        assert (await carrier.run(agent, "go", run_id="hangs")).stop_reason == "suspended"
+        assert await asyncio.wait_for(other.cancel("hangs", by="ann"), PATIENCE)
+        assert (await carrier.runs.get("hangs")).state == RunState.CANCELLED
     assert place.noted == ["paid 70"]
 
 

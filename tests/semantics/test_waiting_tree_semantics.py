@@ -9,12 +9,24 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from callboard import Agent, Allow, RunContext, RuntimeLimits, ScriptedModel, UnknownAgentError, tool
+from callboard import (
+    Agent,
+    Allow,
+    RunBudget,
+    RunContext,
+    RunEndedError,
+    RuntimeLimits,
+    ScriptedModel,
+    UnknownAgentError,
+    tool,
+)
+from callboard.testing import FakeClock
 from callboard_protocol.states import RunState
 
 pytestmark = pytest.mark.anyio
 
 ONE_SLOT = RuntimeLimits(max_concurrent_runs=1)
+DAY = 24 * 3600
 
 
 class Count(BaseModel):
@@ -183,3 +195,145 @@ def test_a_child_that_is_decided_while_its_agent_is_gone_goes_on_once_that_is_re
 
     place.live([boss, worker], start)
     assert place.live([boss], decide).output == "paid"
+
+
+# ---- what a child waits for, its parent waits for
+
+
+@pytest.mark.semantics("G25")
+@pytest.mark.parametrize("wait", ["decision", "signal", "sleep"])
+async def test_a_runs_time_stands_still_while_that_of_a_child_does_and_goes_on_with_it(
+    place: Any, until: Any, wait: str
+) -> None:
+    clock = FakeClock()
+    began, hangs = asyncio.Event(), asyncio.Event()
+
+    @tool(approval=wait == "decision", read_only=True)
+    async def act() -> str:
+        """Act."""
+        return "acted"
+
+    async def hang() -> None:
+        hangs.set()
+        await asyncio.Event().wait()
+
+    async def work(ctx: RunContext[Any]) -> str:
+        began.set()
+        if wait == "signal":
+            await ctx.receive("go", str)
+        elif wait == "sleep":
+            await ctx.sleep(DAY)
+        await ctx.call_tool("act")
+        await ctx.step("hang", hang)
+        return "never"
+
+    agents = [Agent("worker", pattern=work, tools=[act]), telling("worker", "middle"), telling("middle")]
+    async with place.runtime(*agents, clock=clock, limits=ONE_SLOT) as runtime:
+        await runtime.submit("boss", "go", run_id="r", budget=RunBudget(max_duration=60))
+        await until(lambda: began.is_set() and runtime.stats().free_slots == 1)
+        clock.advance(DAY)
+        if wait == "decision":
+            await state_of(runtime, "r:0:0", RunState.SUSPENDED)
+            await runtime.decide("r:0:0:0", Allow(), by="ann")
+        elif wait == "signal":
+            await runtime.send("r:0:0", "go", "now")
+        await asyncio.wait_for(hangs.wait(), 20)
+        assert (await runtime.runs.get("r")).state == RunState.RUNNING
+        # Now it works, and that counts for all of them.
+        clock.advance(61)
+        result = await asyncio.wait_for(runtime.wait("r"), 20)
+        assert (result.stop_reason, result.error_details.context["limit"]) == ("budget_exhausted", "max_duration")
+        assert {entry.state for entry in await runtime.runs.list()} == {RunState.CANCELLED, RunState.EXHAUSTED}
+
+
+def test_a_runs_time_stands_still_while_a_child_is_parked(place: Any, die: Any) -> None:
+    worker = working(place, die)
+    boss, clock = delegating("worker"), FakeClock()
+
+    async def start(runtime: Any) -> None:
+        await runtime.run("boss", "go", run_id="r", session_id="s", budget=RunBudget(max_duration=60))
+
+    async def finish(runtime: Any) -> Any:
+        await state_of(runtime, "r:0", RunState.PARKED)
+        clock.advance(DAY)
+        runtime.agents.register(worker)
+        return await runtime.wait("r")
+
+    place.live_until_killed([boss, worker], start)
+    assert place.live([boss], finish, clock=clock).output == "counted 2"
+
+
+async def test_a_child_that_waits_for_a_decision_is_decided_and_stopped_from_any_process(place: Any) -> None:
+    agents = [paying(place), telling("worker")]
+    async with place.runtime(*agents) as carrier, place.runtime(*agents) as other:
+        handle = await carrier.submit("boss", "go", run_id="r")
+        suspended = await state_of(other, "r:0", RunState.SUSPENDED)
+        assert (await other.wait("r:0")).pending == suspended.pending
+        await other.decide(suspended.pending[0].call_id, Allow(), by="ann")
+        assert (await asyncio.wait_for(handle.result(), 20)).output == "paid"
+
+        handle = await carrier.submit("boss", "go", run_id="r2")
+        await state_of(other, "r2:0", RunState.SUSPENDED)
+        assert await asyncio.wait_for(other.cancel("r2:0", reason="not needed"), 20)
+        assert (await asyncio.wait_for(handle.result(), 20)).output == "cancelled"
+
+        handle = await carrier.submit("boss", "go", run_id="r3")
+        await state_of(other, "r3:0", RunState.SUSPENDED)
+        assert await asyncio.wait_for(other.cancel("r3", reason="user left", by="ann"), 20)
+        for run_id in ("r3", "r3:0"):
+            result = await asyncio.wait_for(other.wait(run_id), 20)
+            assert (result.stop_reason, result.error_details.context["by"]) == ("cancelled", "ann")
+            assert "user left" in result.error_details.message
+        with pytest.raises(RunEndedError):
+            await other.decide("r3:0:0", Allow(), by="ann")
+        assert (await other.sessions.get("session-r3:0")).active_run is None
+    assert place.noted == ["paid"]
+
+
+@pytest.mark.parametrize("knows", [["worker", "boss"], ["worker"], ["boss"], []])
+def test_a_child_that_nobody_carries_is_decided_by_a_process_that_carries_it_on_if_it_has_the_agents(
+    place: Any, knows: list[str]
+) -> None:
+    agents = [paying(place), telling("worker")]
+
+    async def start(runtime: Any) -> None:
+        await runtime.submit("boss", "go", run_id="r", session_id="s")
+        await state_of(runtime, "r:0", RunState.SUSPENDED)
+
+    async def decide(runtime: Any) -> Any:
+        await runtime.decide("r:0:0", Allow(), by="ann")
+        if len(knows) == 2:
+            assert (await runtime.wait("r")).output == "paid"
+        return runtime.stats(), [(entry.run_id, entry.state) for entry in await runtime.runs.list()]
+
+    place.live(agents, start)
+    stats, entries = place.live([one for one in agents if one.id in knows], decide, recover=False)
+    if len(knows) < 2:
+        # It is left to one that has both.
+        assert (stats.running, stats.parked, place.noted) == (0, 0, [])
+        assert dict(entries) == {"r": RunState.INTERRUPTED, "r:0": RunState.SUSPENDED}
+    assert place.carry_on(agents, "r").output == "paid"
+    assert place.noted == ["paid"]
+
+
+async def test_a_child_that_waits_for_a_decision_is_stopped_by_whatever_ends_its_parent(
+    place: Any, well_formed: Any
+) -> None:
+    async def lead(ctx: RunContext[Any]) -> str:
+        async def fail(branch: RunContext[Any], what: str) -> None:
+            if what == "delegate":
+                await branch.delegate("worker", "go")
+            await state_of(runtime, "r:0.child/0", RunState.SUSPENDED)
+            raise ValueError("given up")
+
+        await ctx.map(fail, {"child": "delegate", "beside": "fail"})
+        return "never"
+
+    async with place.runtime(paying(place), Agent("boss", pattern=lead)) as runtime:
+        result = await asyncio.wait_for(runtime.run("boss", "go", run_id="r"), 20)
+        assert result.stop_reason == "failed"
+        child = await runtime.wait("r:0.child/0")
+        assert (child.stop_reason, child.pending) == ("cancelled", ())
+        assert well_formed(await runtime.sessions.transcript(child.session_id))
+        assert await runtime.runs.list(state="suspended") == []
+        assert runtime.stats().suspended == 0

@@ -158,7 +158,8 @@ class LiveRun:
         self.warned_of = {_subject(IDEMPOTENCY_WARNING, {"tool": one.tool}) for one in journal.intents.values()}
         self.artifacts: list[RunArtifact] = []
         self.budget = ticket.limits(agent)
-        self._is_after_crash = ticket.entry.crashed
+        # What begins afresh has no step of before to run again.
+        self._is_after_crash = ticket.entry.crashed and journal.began is not None
         self._replayed: int | None = len(journal.completed) if journal.attempt else None
         self.limits = NO_LIMITS
         self._running_before = running_before

@@ -199,11 +199,18 @@ def test_a_child_is_carried_on_begins_afresh_or_fails_after_a_crash_as_its_paren
         Agent("worker", pattern=work, model=model, budget=RunBudget(max_steps=1)),
         Agent("boss", pattern=lead, model=model, budget=RunBudget(max_steps=3)),
     ]
-    place.live_until_killed(agents, lambda runtime: runtime.run("boss", "go", run_id="r", session_id="s"))
+
+    async def start(runtime: Any) -> None:
+        await runtime.accounts.open("team", RunBudget(max_steps=3))
+        await runtime.run("boss", "go", run_id="r", session_id="s", account="team")
 
     async def finish(runtime: Any) -> Any:
         result = await runtime.wait("r")
-        return result.output, (await runtime.runs.get("r:1")).spent, (await runtime.runs.get("r")).spent
+        all_of_it = (await runtime.runs.get("r")).spent
+        assert (await runtime.accounts.get("team")).spent.steps == all_of_it[0]
+        return result.output, (await runtime.runs.get("r:1")).spent, all_of_it
+
+    place.live_until_killed(agents, start)
 
     output, theirs, all_of_it = place.live(agents, finish)
     noted = [note for note in place.noted if note != "died"]
@@ -426,3 +433,30 @@ def test_what_was_decided_about_a_call_is_asked_anew_in_a_run_that_begins_afresh
     asked, result = place.live([agent], finish)
     assert [call.call_id for call in asked.pending] == ["r:3-0"]
     assert result.output == "paid"
+
+
+def test_a_run_that_begins_afresh_tells_that_it_goes_back_and_of_no_step_that_runs_again(place: Any, die: Any) -> None:
+    def think(request: ModelRequest) -> str:
+        if place.happens_first("died"):
+            die()
+        return "fine"
+
+    agent = Agent("worker", model=ScriptedModel(think))
+
+    async def start(runtime: Any) -> None:
+        await runtime.run(agent, "x", run_id="r", session_id="s", on_crash="restart")
+
+    async def finish(runtime: Any) -> list[str]:
+        names = ["session.rewound", "step.restarted", "llm.succeeded", "run.completed"]
+        watching = await runtime.subscribe("r", names=names)
+        await (await runtime.resume("r")).result()
+        told = []
+        async for event in watching:
+            told.append(event.name)
+            if event.name == "run.completed":
+                break
+        return told
+
+    place.live_until_killed([agent], start)
+    told = place.live([agent], finish, recover=False)
+    assert told == ["session.rewound", "llm.succeeded", "run.completed"]

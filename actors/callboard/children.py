@@ -15,7 +15,7 @@ from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard.tree_spending import children_of
-from callboard_protocol.commands import CancelRun, DelegateRun, EndEarlierLife, StopDelegated
+from callboard_protocol.commands import CancelRun, DelegateRun, StopDelegated
 from callboard_protocol.errors import DelegationDepthError, RunCancelledError
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry
@@ -214,6 +214,8 @@ class Children:
         parent = self._tickets.get(message.parent_id)
         if parent is None:
             return
+        if message.looks_them_up:
+            await self._keep_all_below(parent)
         wanted = [message.child_id] if message.child_id is not None else [*parent.children]
         children = [child for run_id in wanted if (child := parent.children.get(run_id)) is not None]
         for child in children:
@@ -221,18 +223,12 @@ class Children:
         if message.leaves:
             await self._leave(children)
             return
-        await self._cancel_all(children, message.reason, message.by)
-
-    async def end_earlier_life(self, message: EndEarlierLife) -> None:
-        """Cancel what a run had delegated before it begins afresh; returns once all of it has stopped."""
-        parent = self._tickets.get(message.run_id)
-        if parent is None:
-            return
-        # Who takes only this run over does not have those below it yet.
-        await self._keep_all_below(parent)
-        await self._cancel_all([*parent.children.values()], message.reason, "")
+        await asyncio.gather(
+            *(self._cancel(CancelRun(run_id=child.run_id, reason=message.reason, by=message.by)) for child in children)
+        )
 
     async def _keep_all_below(self, parent: RunTicket) -> None:
+        """Bring the unfinished runs below one into hand. Who took only that one over does not have them."""
         async for entry in children_of(self._store, parent.run_id):
             if entry.state in FINAL:
                 continue
@@ -242,11 +238,6 @@ class Children:
                 child.entry = entry
                 self._keep(child, parent)
             await self._keep_all_below(child)
-
-    async def _cancel_all(self, children: list[RunTicket], reason: str, by: str) -> None:
-        await asyncio.gather(
-            *(self._cancel(CancelRun(run_id=child.run_id, reason=reason, by=by)) for child in children)
-        )
 
     async def _leave(self, children: list[RunTicket]) -> None:
         """Bring children to their last completed step. They stay in the table, for their parent's next attempt."""

@@ -231,7 +231,7 @@ async def _outcome(run: LiveRun, ticket: RunTicket) -> RunResult[Any] | None:
         StopRun: the run itself is being stopped.
         StoreError: the store refused what the child had to write.
     """
-    result = await _until_ended(run, ticket)
+    result = await run.awaited.until_ended(ticket)
     if ticket.entry.state in FINAL:
         return result
     run.heed_stop()
@@ -241,31 +241,6 @@ async def _outcome(run: LiveRun, ticket: RunTicket) -> RunResult[Any] | None:
     if isinstance(problem, StoreError):
         raise problem
     return result
-
-
-async def _until_ended(run: LiveRun, ticket: RunTicket) -> RunResult[Any]:
-    """Wait until a child has ended for good; one that is suspended or parked is waited for as well.
-
-    While it is at work, so is the run: where it is to be left, that is between two steps of the child. While the child
-    only waits, so does the run, and while its time stands still, so does that of the run.
-    """
-    has_rested = has_paused = False
-
-    def child_waits(rests: bool, pauses: bool) -> None:
-        nonlocal has_rested, has_paused
-        if rests != has_rested:
-            has_rested = rests
-            (run.boundary.rest if rests else run.boundary.go_on)(acting=True)
-        if pauses != has_paused:
-            has_paused = pauses
-            (run.pause if pauses else run.unpause)()
-
-    ticket.tell_parent(child_waits)
-    try:
-        return await asyncio.shield(ticket.ended)
-    finally:
-        ticket.tell_parent(None)
-        child_waits(rests=False, pauses=False)
 
 
 async def _stop(run: LiveRun, child_id: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from callboard.agents import Agent
+from callboard.awaited_children import AwaitedChildren
 from callboard.boundary import StepBoundary
 from callboard.budgets import Claim, used_up
 from callboard.directory import Directory
@@ -150,6 +151,7 @@ class LiveRun:
         journal.tell = self._landed
         self.hold = journal.hold = StorageHold(self, session)
         self.boundary = ticket.boundary = StepBoundary(ticket.interrupt)
+        self.awaited = AwaitedChildren(self)
         self.deps: Any = None
         self.instructions = agent.instructions
         self.attempt = journal.attempt + 1

@@ -11,7 +11,7 @@ from callboard.resuming import can_pass
 from callboard.run_opening import RunOpening
 from callboard.stops import ParkRun, StopRun
 from callboard.ticket import RunTicket
-from callboard_protocol.commands import EndEarlierLife, StopDelegated
+from callboard_protocol.commands import StopDelegated
 from callboard_protocol.errors import ActorError, CallboardError, DamagedRecordError, StoreFullError
 from callboard_protocol.failures import describe
 from callboard_protocol.records import RunSuspended
@@ -113,7 +113,8 @@ class RunLeaving:
     async def end_earlier_life(self) -> None:
         """Have what the run had delegated before it begins afresh cancelled, down to the last."""
         run_id = self._ticket.run_id
-        message = EndEarlierLife(run_id=run_id, reason=f"run {run_id}, which delegated it, begins afresh after a crash")
+        reason = f"run {run_id}, which delegated it, begins afresh after a crash"
+        message = StopDelegated(parent_id=run_id, looks_them_up=True, reason=reason)
         await self._directory.supervisor.ask(message, timeout=None)
 
     def result(self, stop_reason: StopReason, error: BaseException | None = None) -> RunResult[Any]:

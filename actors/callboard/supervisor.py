@@ -38,7 +38,6 @@ from callboard_protocol.commands import (
     DelegateRun,
     DrainRuns,
     DropAgent,
-    EndEarlierLife,
     FindTicket,
     FollowRun,
     LeaveSlot,
@@ -64,7 +63,6 @@ SupervisorCommand = (
     SubmitRun
     | DelegateRun
     | StopDelegated
-    | EndEarlierLife
     | FindTicket
     | FollowRun
     | RecoverRuns
@@ -200,11 +198,6 @@ class RunSupervisor(Actor[SupervisorCommand]):
     async def stop_delegated(self, message: StopDelegated) -> None:
         """Stops what a run has delegated; answered once it has stopped."""
         await self._children.stop(message)
-
-    @handles(concurrent=True)
-    async def end_earlier_life(self, message: EndEarlierLife) -> None:
-        """Cancels what a run had delegated before it begins afresh; answered once it has stopped."""
-        await self._children.end_earlier_life(message)
 
     # ---- recovery
 

@@ -246,6 +246,37 @@ async def test_a_runs_time_stands_still_while_that_of_a_child_does_and_goes_on_w
         assert {entry.state for entry in await runtime.runs.list()} == {RunState.CANCELLED, RunState.EXHAUSTED}
 
 
+async def test_a_runs_time_goes_on_while_one_of_its_children_is_at_work_though_others_wait(
+    place: Any, until: Any
+) -> None:
+    clock, hangs = FakeClock(), asyncio.Event()
+
+    async def hang(ctx: RunContext[Any]) -> str:
+        await ctx.step("hang", event)
+        return "never"
+
+    async def event() -> None:
+        hangs.set()
+        await asyncio.Event().wait()
+
+    async def hire(branch: RunContext[Any], whom: str) -> None:
+        await branch.delegate(whom, "go")
+
+    async def lead(ctx: RunContext[Any]) -> str:
+        await ctx.map(hire, {"waits": "worker", "works": "hanging", "queued": "hanging"})
+        return "never"
+
+    agents = [paying(place), Agent("hanging", pattern=hang), Agent("boss", pattern=lead)]
+    async with place.runtime(*agents, clock=clock, limits=ONE_SLOT) as runtime:
+        await runtime.submit("boss", "go", run_id="r", budget=RunBudget(max_duration=60))
+        await state_of(runtime, "r:0.waits/0", RunState.SUSPENDED)
+        await asyncio.wait_for(hangs.wait(), 20)
+        clock.advance(61)
+        result = await asyncio.wait_for(runtime.wait("r"), 20)
+        assert result.stop_reason == "budget_exhausted"
+        assert runtime.stats().free_slots == 1
+
+
 def test_a_runs_time_stands_still_while_a_child_is_parked(place: Any, die: Any) -> None:
     worker = working(place, die)
     boss, clock = delegating("worker"), FakeClock()

@@ -58,6 +58,7 @@ class StopDelegated(Request[None]):
         child_id: only this one; all where None.
         leaves: leave them to be carried on with the run itself, where it is only interrupted; they are cancelled
             otherwise.
+        looks_them_up: whether there may be some on disk that nobody has taken over.
         reason: why; their results say it.
         by: who asked; their results say it.
     """
@@ -65,20 +66,9 @@ class StopDelegated(Request[None]):
     parent_id: str
     child_id: str | None = None
     leaves: bool = False
+    looks_them_up: bool = False
     reason: str = ""
     by: str = ""
-
-
-class EndEarlierLife(Request[None]):
-    """Cancel what a run had delegated before it begins afresh, with all below that. Answered once it has stopped.
-
-    Attributes:
-        run_id: the run that begins afresh.
-        reason: why; their results say it.
-    """
-
-    run_id: str
-    reason: str
 
 
 class FindTicket(Request[Any]):

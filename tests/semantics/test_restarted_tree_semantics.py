@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -334,7 +335,8 @@ def test_a_child_that_waited_for_a_decision_is_left_behind_and_its_call_is_not_d
         return result.output, await runtime.runs.get("r:0"), await runtime.sessions.transcript("session-r:0")
 
     place.live_until_killed(agents, start)
-    output, entry, transcript = place.live(agents, finish)
+    # Nobody needs its agent to end it.
+    output, entry, transcript = place.live(agents[1:], finish)
     assert (output, entry.state, entry.pending) == ("nobody pays", RunState.CANCELLED, ())
     assert [message.role for message in transcript] == ["user", "assistant", "tool"]
     assert place.noted == []
@@ -460,3 +462,23 @@ def test_a_run_that_begins_afresh_tells_that_it_goes_back_and_of_no_step_that_ru
     place.live_until_killed([agent], start)
     told = place.live([agent], finish, recover=False)
     assert told == ["session.rewound", "llm.succeeded", "run.completed"]
+
+
+def test_two_processes_that_find_a_tree_begin_it_afresh_once(place: Any, die: Any) -> None:
+    tree = Tree(place, die)
+
+    async def start(runtime: Any) -> None:
+        await runtime.run("boss", "go", run_id="r", session_id="s", on_crash="restart")
+
+    async def finish() -> Any:
+        async with place.runtime(*tree.agents) as one, place.runtime(*tree.agents) as other:
+            results = await asyncio.gather(one.wait("r"), other.wait("r"))
+            return results, await other.runs.list()
+
+    place.live_until_killed(tree.agents, start)
+    (result, same), entries = asyncio.run(asyncio.wait_for(finish(), 30))
+    assert result.output == same.output
+    assert Counter(entry.state for entry in entries) == {RunState.CANCELLED: 4, RunState.COMPLETED: 5}
+    logs = [asyncio.run(place.log(session_id)) for session_id in {entry.session_id for entry in entries}]
+    ended = Counter(record.run_id for log in logs for record in log if isinstance(record, RunEnded))
+    assert ended == dict.fromkeys([entry.run_id for entry in entries], 1)

@@ -25,7 +25,7 @@ class ToolContext(Generic[DepsT]):
         run_id: the run that makes the call.
         session_id: its session.
         agent_id: its agent.
-        call_id: the call; the same at every attempt, before and after a crash.
+        call_id: the call; the same at every attempt, before and after a crash, unless its run then begins afresh.
         attempt: which attempt this is, from 1; retries and recoveries count on.
         state: the session's state.
         publish: takes the call's live events; None where nobody does.

@@ -69,7 +69,7 @@ class Cancelling:
             was_cancelled = await _cancelled_at_last(ticket)
             if ticket.entry.state != RunState.SUSPENDED or ticket.task is not None:
                 return was_cancelled
-        if ticket.entry.began_sequence is not None and ticket.unreadable is None:
+        if ticket.entry.began_sequence is not None and (ticket.unreadable is None or ticket.children):
             self._end_by_attempt(ticket, stop, message)
             return await _cancelled_at_last(ticket)
         ending = self._ending.get(ticket.run_id)
@@ -104,6 +104,7 @@ class Cancelling:
         if ticket.result.done():
             ticket.result = asyncio.get_running_loop().create_future()
         ticket.stop, ticket.stopped_by, ticket.reason = stop, message.by, message.reason
+        ticket.unreadable = None
         self._admission.withdraw(ticket.run_id, ticket.session_id)
         if not ticket.is_nested:
             self._admission.hold(ticket.run_id, ticket.session_id)

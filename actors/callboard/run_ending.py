@@ -60,7 +60,7 @@ class RunEnding:
             error = failed(f"agent {ticket.request.agent_id!r}", error)
         if isinstance(error, StopRun):
             return await self.stop(error)
-        if isinstance(error, DamagedRecordError) and self._is_own(error) and ticket.request.durable:
+        if isinstance(error, DamagedRecordError) and self._stands_on(error) and ticket.request.durable:
             return await self._leaving.set_aside(error)
         if isinstance(error, StoreFullError) and ticket.stop is not None:
             return await self._give_up(error, ticket.stop)
@@ -157,8 +157,9 @@ class RunEnding:
             await write_entry(self._directory.store, ticket.entry)
         return result_of(ticket.entry)
 
-    def _is_own(self, error: DamagedRecordError) -> bool:
-        return bool(error.context.get("session_id") == self._ticket.session_id)
+    def _stands_on(self, error: DamagedRecordError) -> bool:
+        """Whether the run needs what cannot be read: it is its own session's, or else its opening asks for it."""
+        return self._opening.run is None or bool(error.context.get("session_id") == self._ticket.session_id)
 
 
 def _stop_in(group: BaseExceptionGroup[BaseException]) -> StopRun | None:

@@ -201,3 +201,47 @@ def test_what_cannot_be_read_is_told_once_and_health_names_it_until_it_is_mended
     report = upkeep.verify(place.data)
     assert {(one.table, one.key) for one in report.problems} == {("log", "s#1"), ("runs", "r")}
     place.live([worker], look)
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+@pytest.mark.parametrize("on_crash", ["resume", "restart"])
+def test_a_run_whose_childs_session_cannot_be_read_is_parked_until_that_is_mended_or_it_is_cancelled(
+    place: Any, die: Any, on_crash: Any, is_mended: bool
+) -> None:
+    async def act() -> None:
+        if place.happens_first("died"):
+            die()
+
+    async def work(ctx: RunContext[Any]) -> str:
+        await ctx.step("act", act)
+        return "worked"
+
+    async def lead(ctx: RunContext[Any]) -> str:
+        return (await ctx.delegate("worker", "go")).output
+
+    agents = [Agent("worker", pattern=work), Agent("boss", pattern=lead)]
+
+    async def start(runtime: Any) -> None:
+        await runtime.run("boss", "go", run_id="r", session_id="s", on_crash=on_crash)
+
+    async def look(runtime: Any) -> None:
+        result = await runtime.wait("r")
+        assert (result.stop_reason, result.error_details.code) == ("interrupted", "damaged_record")
+        assert "record 0 of session 'session-r:0'" in result.pending[0].message
+
+    async def cancel(runtime: Any) -> None:
+        await look(runtime)
+        assert await runtime.cancel("r", reason="hopeless")
+        assert {entry.state for entry in await runtime.runs.list()} == {RunState.CANCELLED}
+        assert runtime.stats().parked == 0
+        await runtime.sessions.delete("session-r:0")
+
+    place.live_until_killed(agents, start)
+    place.flip("log", record("session-r:0", 0))
+    for _ in range(4):  # more often than a run may strike
+        place.live(agents, look)
+    if is_mended:
+        place.flip("log", record("session-r:0", 0))
+        assert place.carry_on(agents, "r").output == "worked"
+    else:
+        place.live(agents, cancel)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from callboard.journal import Unfit
 from callboard.kernel import Ref
 from callboard.live_run import LiveRun
-from callboard.memory import Exchange, Memory, MemoryActor
-from callboard_protocol.commands import InjectMemory, KeepMemory, WriteBackMemory
-from callboard_protocol.errors import ActorError, StoreError
+from callboard.memory import Exchange, Memory, MemoryActor, MemoryOutcome
+from callboard_protocol.commands import AbandonMemoryCall, InjectMemory, KeepMemory, Request, WriteBackMemory
 from callboard_protocol.failures import describe, restore
 from callboard_protocol.messages import Message, render_for_model
 from callboard_protocol.records import StepCompleted
@@ -39,13 +39,7 @@ class MemorySteps:
         if recorded is None:
             run.publish(("memory.inject.started", None, {"memory": name}))
             started = run.clock.monotonic()
-            texts: tuple[str, ...] = ()
-            try:
-                texts = await self._actor.ask(InjectMemory(message=message), timeout=None)
-            except (ActorError, StoreError):
-                raise
-            except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
-                self._failed(memory, "memory.inject.failed", error)
+            texts = await self._ask(InjectMemory(message=message), memory, "memory.inject.failed")
             recorded = await run.land(
                 lifecycle_record(run, "/inject", "inject", name, value=list(texts), started=started)
             )
@@ -72,19 +66,32 @@ class MemorySteps:
         exchange = Exchange(
             run.run_id, run.request.input_message().text, render_for_model(run.agent.output.dump(output))
         )
-        entries: Any = ()
-        try:
-            entries = await self._actor.ask(WriteBackMemory(exchange=exchange), timeout=None)
-        except (ActorError, StoreError):
-            raise
-        except Exception as error:  # noqa: BLE001  (a memory's failure is the memory's to judge)
-            self._failed(memory, "memory.writeback.failed", error)
+        entries = await self._ask(WriteBackMemory(exchange=exchange), memory, "memory.writeback.failed")
         record = lifecycle_record(run, "/writeback", "writeback", name, value=len(entries), started=started)
         landed = await run.land(record, memory=entries)
         if landed.error is not None:
             self._failed(memory, "memory.writeback.failed", restore(landed.error))
         else:
             self._actor.tell(KeepMemory(entries=entries))
+
+    async def _ask(self, request: Request[Any], memory: Memory, failed: str) -> tuple[Any, ...]:
+        """Ask the memory, and call that off if the run is stopped meanwhile; nothing where it failed and may.
+
+        Args:
+            request: what it is asked.
+            memory: the agent's memory.
+            failed: the event that says so if it fails.
+        """
+        assert self._actor is not None
+        try:
+            outcome: MemoryOutcome = await self._actor.ask(request, timeout=None)
+        except asyncio.CancelledError:
+            if self._actor.is_alive():
+                self._actor.tell(AbandonMemoryCall())
+            raise
+        if outcome.error is not None:
+            self._failed(memory, failed, outcome.error)
+        return outcome.answer
 
     def _failed(self, memory: Memory, event: str, error: Exception) -> None:
         self._run.publish(

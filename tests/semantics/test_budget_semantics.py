@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from callboard import (
     Agent,
     BudgetExhaustedError,
+    Exchange,
+    Message,
     ModelError,
     ModelRequest,
     RunBudget,
@@ -22,6 +25,7 @@ from callboard import (
     ToolError,
     UnknownRunError,
     Usage,
+    WindowMemory,
     tool,
 )
 from callboard_protocol.records import RunBegan, RunEnded
@@ -715,3 +719,77 @@ async def test_a_cancellation_that_comes_while_a_run_is_being_suspended_cancels_
         assert (await handle.result()).stop_reason == "cancelled"
         assert (await runtime.runs.get("r")).state == RunState.CANCELLED
         assert well_formed(await runtime.sessions.transcript("s"))
+
+
+class HangingMemory(WindowMemory):
+    """Hangs where it is told to, as long as the run says so, and says when it begins and when it is cancelled."""
+
+    def __init__(self, hangs_in: str, *, resists: bool = False) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.released = asyncio.Event()
+        self._hangs_in = hangs_in
+        self._resists = resists
+
+    async def inject(self, held: Any, message: Message) -> Sequence[str]:
+        await self._hang("inject", message.text)
+        return await super().inject(held, message)
+
+    async def writeback(self, held: Any, exchange: Exchange) -> Mapping[str, Any]:
+        await self._hang("writeback", exchange.asked)
+        return await super().writeback(held, exchange)
+
+    async def _hang(self, where: str, asked: str) -> None:
+        if where != self._hangs_in or asked != "hang":
+            return
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            if not self._resists:
+                raise
+            await self.released.wait()
+
+
+@pytest.mark.semantics("B22")
+@pytest.mark.parametrize("hangs_in", ["inject", "writeback"])
+@pytest.mark.parametrize("resists", [False, True])
+@pytest.mark.parametrize("stopped_by", ["cancelled", "budget_exhausted"])
+async def test_a_memory_that_hangs_is_cancelled_with_its_run_and_keeps_no_later_run_waiting(
+    place: Any, hangs_in: str, resists: bool, stopped_by: str
+) -> None:
+    memory = HangingMemory(hangs_in, resists=resists)
+    agent = Agent("worker", model=ScriptedModel(lambda request: "fine"), memory=memory)
+    budget = RunBudget(max_duration=0.2) if stopped_by == "budget_exhausted" else None
+    loop = asyncio.get_running_loop()
+    async with place.runtime(agent) as runtime:
+        handle = await runtime.submit(agent, "hang", session_id="s", budget=budget)
+        following = await runtime.submit(agent, "next", session_id="s")
+        await memory.begun.wait()
+        begun = loop.time()
+        if stopped_by == "cancelled":
+            await handle.cancel()
+        assert (await handle.result()).stop_reason == stopped_by
+        assert loop.time() - begun < 0.1 + (0.2 if budget else 0)
+        await asyncio.wait_for(memory.cancelled.wait(), 0.1)
+        assert (await following.result()).output == "fine"
+        closing = loop.time()
+    assert loop.time() - closing < 1
+    memory.released.set()
+
+
+async def test_closing_the_runtime_cancels_a_memory_that_hangs_and_a_restart_asks_it_anew(place: Any) -> None:
+    memory = HangingMemory("inject")
+    agent = Agent("worker", model=ScriptedModel(["fine"]), memory=memory)
+    async with place.runtime(agent, drain_timeout=0.05) as runtime:
+        handle = await runtime.submit(agent, "hang", run_id="r", session_id="s")
+        await memory.begun.wait()
+        closing = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - closing < 0.5
+    assert memory.cancelled.is_set()
+    assert (await handle.result()).stop_reason == "interrupted"
+    agent = Agent("worker", model=ScriptedModel(["fine"]), memory=WindowMemory())
+    async with place.runtime(agent) as runtime:
+        assert (await runtime.wait("r")).output == "fine"

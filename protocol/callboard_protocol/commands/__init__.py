@@ -9,7 +9,7 @@ from callboard_protocol.commands.base import Command, Live, ReplyT, Request
 from callboard_protocol.commands.to_bus import PublishEvents, Subscribe, Unsubscribe
 from callboard_protocol.commands.to_executor import CallTool, CancelCall, ReconcileCall
 from callboard_protocol.commands.to_gateway import AbandonModelCall, AskModel
-from callboard_protocol.commands.to_memory import InjectMemory, KeepMemory, WriteBackMemory
+from callboard_protocol.commands.to_memory import AbandonMemoryCall, InjectMemory, KeepMemory, WriteBackMemory
 from callboard_protocol.commands.to_session import (
     AppendRecords,
     AppendUnawaited,
@@ -49,6 +49,7 @@ from callboard_protocol.commands.to_supervisor import (
 )
 
 __all__ = [
+    "AbandonMemoryCall",
     "AbandonModelCall",
     "AdoptAgent",
     "AppendRecords",

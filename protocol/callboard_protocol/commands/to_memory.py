@@ -7,7 +7,8 @@ from callboard_protocol.commands.base import Command, Live, Request
 
 
 class InjectMemory(Request[Any]):
-    """What the memory has to say before a run begins. The answer is a tuple of texts for the system prompt.
+    """What the memory has to say before a run begins. The answer is a `MemoryOutcome` of texts for
+    the system prompt.
 
     Attributes:
         message: the run's input message.
@@ -17,7 +18,7 @@ class InjectMemory(Request[Any]):
 
 
 class WriteBackMemory(Request[Any]):
-    """What the memory keeps of a run. The answer is a tuple of `MemoryEntry`, not yet kept.
+    """What the memory keeps of a run. The answer is a `MemoryOutcome` of `MemoryEntry`s, not yet kept.
 
     Attributes:
         exchange: the run's input and answer.
@@ -34,3 +35,7 @@ class KeepMemory(Command):
     """
 
     entries: Live[Sequence[Any]]
+
+
+class AbandonMemoryCall(Command):
+    """Cancel what the memory is being asked, if anything: its run waits for it no more."""

@@ -22,10 +22,10 @@ from callboard.run_leaving import RunLeaving
 from callboard.run_opening import RunOpening
 from callboard.scopes import Scope
 from callboard.session import OpenedSession, SessionActor
-from callboard.stops import BegunElsewhere, SessionElsewhere, StopRun, StruckRunWaits, cancelled
+from callboard.stops import RunElsewhere, SessionElsewhere, StopRun, StruckRunWaits, cancelled
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import CloseRun, OpenRunAccount, ResumeStruckRun
-from callboard_protocol.errors import StepTimeoutError, StoreError
+from callboard_protocol.errors import RunOvertakenError, StepTimeoutError, StoreError
 from callboard_protocol.messages import Message
 from callboard_protocol.records import RunBegan
 from callboard_protocol.runs import RunResult
@@ -69,7 +69,7 @@ class RunAttempt:
         try:
             try:
                 output = await self._work()
-            except (GeneratorExit, SessionElsewhere, BegunElsewhere):
+            except (GeneratorExit, SessionElsewhere, RunElsewhere):
                 raise
             except StruckRunWaits:
                 return None
@@ -81,6 +81,8 @@ class RunAttempt:
                 # The pattern swallowed the cancellation.
                 return await self._ending.stop(self._ticket.stop)
             return await self._ending.end("completed", output=output)
+        except RunOvertakenError as overtaken:
+            raise RunElsewhere from overtaken
         except StoreError as error:
             await self._leaving.stop_children(leaves=True)
             return self._leaving.unwritten(error)

@@ -14,7 +14,7 @@ from callboard.stops import StopRun, cancelled
 from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import CancelRun
-from callboard_protocol.errors import RunEndedError, RuntimeBusyError, StoreFullError
+from callboard_protocol.errors import RunEndedError, RunOvertakenError, RuntimeBusyError, StoreFullError
 from callboard_protocol.states import FINAL, RunState
 
 
@@ -44,7 +44,7 @@ class Cancelling:
         self._returning = returning
         self._taking_over = taking_over
         self._correspondence = correspondence
-        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, asyncio.Task[bool]] = {}
 
     async def cancel(self, message: CancelRun) -> bool:
         """Stop a run; once it has stopped, whether that was what stopped it.
@@ -78,8 +78,8 @@ class Cancelling:
             ending = self._ending[ticket.run_id] = asyncio.get_running_loop().create_task(work)
             ending.add_done_callback(lambda _: self._ending.pop(ticket.run_id))
         await asyncio.wait([ending])
-        ending.result()
-        return True
+        # Where it was begun or ended elsewhere, it is stopped there, if it still can be.
+        return ending.result() or await self.cancel(message)
 
     async def _cancelled_elsewhere(self, ticket: RunTicket) -> bool:
         """Whether a run that another process carries was cancelled, once it has stopped."""
@@ -110,13 +110,18 @@ class Cancelling:
             self._admission.hold(ticket.run_id, ticket.session_id)
         self._queue.put_to_work(ticket)
 
-    async def _end_without_attempt(self, ticket: RunTicket, stop: StopRun, reason: str) -> None:
-        """A run that has written nothing to its session, or whose session cannot be read, ends in the table of runs."""
+    async def _end_without_attempt(self, ticket: RunTicket, stop: StopRun, reason: str) -> bool:
+        """A run that has written nothing to its session, or whose session cannot be read, ends in the table of runs;
+        whether it did, or somebody else was quicker to begin or to end it.
+        """
         was_queued = self._admission.withdraw(ticket.run_id, ticket.session_id)
         entry = ended_early(ticket.entry, "cancelled", stop.error, self._in_hand.clock.time())
         if ticket.request.durable:
             try:
-                await write_entry(self._in_hand.store, entry)
+                await write_entry(self._in_hand.store, entry, seen=ticket.entry)
+            except RunOvertakenError:
+                await self._taking_over.leave_to_whoever_has(ticket)
+                return False
             except StoreFullError:
                 if was_queued:  # as it was: nothing says that it was cancelled
                     self._queue.enqueue(ticket)
@@ -129,6 +134,7 @@ class Cancelling:
         self._in_hand.publish(ticket, "run.cancelled", {"reason": reason})
         ticket.finish(result_of(ticket.entry))
         self._queue.admit()
+        return True
 
 
 async def _cancelled_at_last(ticket: RunTicket) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from callboard.correspondence import Correspondence
@@ -16,7 +17,7 @@ from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard.tree_spending import children_of
 from callboard_protocol.commands import CancelRun, DelegateRun, StopDelegated
-from callboard_protocol.errors import DelegationDepthError, RunCancelledError
+from callboard_protocol.errors import DelegationDepthError, RunCancelledError, RunOvertakenError
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, RunInput, RunState
@@ -183,7 +184,9 @@ class Children:
         if above is not None and above.session_id == ticket.session_id:
             # Who holds that session now, if anyone, knows nothing of it.
             error = RunCancelledError(f"run {ticket.run_id} was cancelled: {reason}")
-            await write_entry(self._store, ended_early(ticket.entry, "cancelled", error, self._clock.time()))
+            ended = ended_early(ticket.entry, "cancelled", error, self._clock.time())
+            with contextlib.suppress(RunOvertakenError):
+                await write_entry(self._store, ended, seen=ticket.entry)
             return
         self._tickets[ticket.run_id] = ticket
         ticket.accept()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from callboard import fault_points
@@ -12,14 +11,14 @@ from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import CallboardError, RunConflictError
 from callboard_protocol.failures import describe
 from callboard_protocol.named_accounts import AccountCharge
-from callboard_protocol.records import RunEnded, RunSuspended
+from callboard_protocol.records import RunEnded
 from callboard_protocol.runs import RunArtifact, RunRequest, RunResult, RunUsage, StopReason
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, STOP_INPUTS, RunInput, RunState, advance
 from callboard_protocol.tools import PendingCall
 from callboard_protocol.trusted import trusted
 from callboard_storage.committing import commit
-from callboard_storage.store import Store, StoredRecord
+from callboard_storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -47,43 +46,33 @@ def ended_early(entry: RunEntry, stop_reason: StopReason, error: BaseException |
     return moved(entry, STOP_INPUTS[stop_reason], stop_reason=stop_reason, problem=problem, ended_at=at)
 
 
-def entry_as_logged(entry: RunEntry, own: Sequence[StoredRecord]) -> RunEntry:
-    """The entry of a run as its records have it, where somebody who did not know of them has written it.
-
-    Args:
-        entry: as that one has written it.
-        own: the run's records.
-    """
-    began = moved(entry, RunInput.START, began_sequence=own[0].sequence)
-    last = own[-1].record
-    if isinstance(last, RunSuspended):
-        return moved(began, RunInput.SUSPEND, pending=last.pending)
-    if isinstance(last, RunEnded):
-        return moved(began, STOP_INPUTS[last.stop_reason], stop_reason=last.stop_reason, ended_at=last.at)
-    return began
-
-
-async def write_entry(store: Store, entry: RunEntry) -> None:
+async def write_entry(store: Store, entry: RunEntry, *, seen: RunEntry) -> None:
     """Write a run's entry alone.
 
+    Args:
+        store: where.
+        entry: what to write.
+        seen: how the run stood when that was decided.
+
     Raises:
+        RunOvertakenError: somebody else has carried the run on since.
         StoreError: the store refused.
     """
     batch = store.batch(entry.session_id)
-    batch.put_run(entry)
+    batch.put_run(entry, seen=seen)
     await commit(store, batch)
     fault_points.reach("run.entry_recorded", entry.run_id)
 
 
-def post_entry(store: Store, entry: RunEntry) -> None:
-    """Have a run's entry written, without waiting. It says no more than what the next start would find out anyway."""
+def post_entry(store: Store, entry: RunEntry, *, seen: RunEntry) -> None:
+    """As `write_entry`, without waiting. It says no more than what the next start would find out anyway."""
 
     def acknowledge(error: CallboardError | None) -> None:
         if error is not None:
             logger.warning("the entry of run %s was not written: %s", entry.run_id, error)
 
     batch = store.batch(entry.session_id)
-    batch.put_run(entry)
+    batch.put_run(entry, seen=seen)
     store.commit(batch, None, asyncio.get_running_loop(), acknowledge)
 
 

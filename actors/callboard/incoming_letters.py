@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from callboard.correspondence import Correspondence
 from callboard.entries import moved
+from callboard.mail import RunMail
 from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import CancelRun
+from callboard_protocol.letters import Letter
 from callboard_protocol.states import FINAL, RunInput, RunState
 from callboard_protocol.tools import PendingCall
 
@@ -50,19 +52,27 @@ class IncomingLetters:
 
     async def look(self, ticket: RunTicket) -> None:
         """Hand over what has come for a run of this process, and have it go on or stop as that says."""
-        if ticket.task is None and ticket.entry.state == RunState.QUEUED:
-            ticket.has_mail = True  # it is read when its turn comes
-            return
+        waits_its_turn = ticket.task is None and ticket.entry.state == RunState.QUEUED
+        if waits_its_turn:
+            ticket.has_mail = True  # its attempt takes in what else there is
+        letters: Sequence[Letter] = ()
         if ticket.request.durable:
-            ticket.mail.take_in(await self._in_hand.store.read_letters(ticket.session_id, ticket.run_id))
-        self.wake_if_decided(ticket)
-        wanted = ticket.mail.cancellation
+            letters = await self._in_hand.store.read_letters(ticket.session_id, ticket.run_id)
+        if waits_its_turn:
+            wanted = RunMail(letters).cancellation
+        else:
+            ticket.mail.take_in(letters)
+            self.wake_if_decided(ticket)
+            wanted = ticket.mail.cancellation
         is_stopping = ticket.task is not None and ticket.stop is not None
         if wanted is not None and not is_stopping and ticket.entry.state not in FINAL:
-            command = CancelRun(run_id=ticket.run_id, by=wanted.by, reason=wanted.reason)
-            stopping = asyncio.ensure_future(self._cancel(command))
-            self._stopping.add(stopping)
-            stopping.add_done_callback(self._stopping.discard)
+            self.cancel_soon(ticket.run_id, wanted.by, wanted.reason)
+
+    def cancel_soon(self, run_id: str, by: str, reason: str) -> None:
+        """Stop a run for good, wherever it is, as somebody has asked for; nobody waits for that here."""
+        stopping = asyncio.ensure_future(self._cancel(CancelRun(run_id=run_id, by=by, reason=reason)))
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
 
     async def wake_decided(self) -> None:
         """Let go on what was decided while nobody carried it."""

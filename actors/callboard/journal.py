@@ -329,6 +329,7 @@ class RunJournal:
         self,
         *records: LogRecord,
         run: RunEntry | None = None,
+        seen: RunEntry | None = None,
         memory: Sequence[MemoryEntry] = (),
         checkpoint: SessionCheckpoint | None = None,
         taken: Letter | None = None,
@@ -340,6 +341,7 @@ class RunJournal:
         Args:
             records: in order.
             run: the run's entry, where it changed.
+            seen: how the run stood before, where these records are its first here.
             memory: entries of the session's memory that changed.
             checkpoint: a checkpoint to keep.
             taken: a letter to the run that these records take in.
@@ -362,6 +364,7 @@ class RunJournal:
             AppendRecords,
             records=together,
             run=run,
+            seen=seen,
             memory=memory,
             checkpoint=checkpoint,
             taken=taken,

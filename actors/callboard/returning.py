@@ -76,7 +76,7 @@ class ReturningRuns:
         before = ticket.entry
         self.park(ticket, f"agent {ticket.request.agent_id!r} is not registered")
         if ticket.entry != before:
-            post_entry(self._store, ticket.entry)
+            post_entry(self._store, ticket.entry, seen=before)
 
     def adopt(self, agent: Agent[Any, Any]) -> None:
         """Let runs go on that were parked for want of this agent, or of what it brings."""
@@ -143,6 +143,7 @@ class ReturningRuns:
 
         Raises:
             RunNotResumableError: its session has moved on, or is about to.
+            RunOvertakenError: another process has resumed it at the same moment.
             StoreFullError: the store has no room for more work.
         """
         entry: RunEntry = ticket.entry
@@ -158,7 +159,7 @@ class ReturningRuns:
         if entry.began_sequence is not None:
             self._admission.hold(entry.run_id, entry.session_id)
         try:
-            await write_entry(self._store, ticket.entry)
+            await write_entry(self._store, ticket.entry, seen=entry)
         except BaseException as problem:
             del self._tickets[entry.run_id]
             self._admission.release(entry.run_id, entry.session_id)

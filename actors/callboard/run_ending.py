@@ -152,9 +152,10 @@ class RunEnding:
 
     async def _never_began(self, stop_reason: StopReason, error: BaseException | None) -> RunResult[Any]:
         ticket = self._ticket
-        ticket.entry = ended_early(ticket.entry, stop_reason, error, self._directory.clock.time())
+        entry = ended_early(ticket.entry, stop_reason, error, self._directory.clock.time())
         if ticket.request.durable:
-            await write_entry(self._directory.store, ticket.entry)
+            await write_entry(self._directory.store, entry, seen=ticket.entry)
+        ticket.entry = entry
         return result_of(ticket.entry)
 
     def _stands_on(self, error: DamagedRecordError) -> bool:

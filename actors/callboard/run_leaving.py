@@ -82,7 +82,7 @@ class RunLeaving:
         ticket = self._ticket
         if not ticket.accepted.done():
             # Its first record would have said that it is taken in, and that cannot be written.
-            await write_entry(self._directory.store, ticket.entry)
+            await write_entry(self._directory.store, ticket.entry, seen=ticket.entry)
         await self._interrupted()
         ticket.unreadable = error
         return self.result("interrupted", error)
@@ -156,7 +156,7 @@ class RunLeaving:
         if was.state == RunState.RUNNING and run is not None:
             await run.journal.append(run=entry)
         elif ticket.parked_for != park.reason:
-            await write_entry(self._directory.store, entry)
+            await write_entry(self._directory.store, entry, seen=was)
         ticket.entry, ticket.parked_for = entry, park.reason
 
     async def _interrupted(self) -> RunResult[Any]:

@@ -16,12 +16,18 @@ from callboard.live_run import LiveRun, SessionState
 from callboard.mail import RunMail
 from callboard.resuming import lives_of, way_records
 from callboard.session import OpenedSession, SessionActor
-from callboard.stops import BegunElsewhere, SessionElsewhere
+from callboard.stops import RunElsewhere, SessionElsewhere
 from callboard.ticket import RunTicket
 from callboard.tree_spending import recorded_below, spent_below, spent_in
 from callboard_protocol.amounts import Amount
 from callboard_protocol.commands import OpenSession
-from callboard_protocol.errors import FencedError, InterruptedByCrashError, PoisonousRunError, SessionLockedError
+from callboard_protocol.errors import (
+    FencedError,
+    InterruptedByCrashError,
+    PoisonousRunError,
+    RunOvertakenError,
+    SessionLockedError,
+)
 from callboard_protocol.records import LogRecord, RunBegan, RunResumed
 from callboard_protocol.states import RunInput
 from callboard_protocol.trusted import trusted
@@ -72,7 +78,7 @@ class RunOpening:
             PoisonousRunError: it made no progress at as many starts in a row as its budget allows.
             InterruptedByCrashError: it asked not to be carried on after a crash.
             RunNotResumableError: it had ended, and its session has moved on since.
-            BegunElsewhere: another process has begun it since this one took it in.
+            RunElsewhere: another process has begun it since this one took it in.
         """
         ticket = self._ticket
         entry = ticket.entry
@@ -89,7 +95,7 @@ class RunOpening:
             timeout=None,
         )
         if opened.own and entry.began_sequence is None:
-            raise BegunElsewhere(opened.own)
+            raise RunElsewhere
         journal = RunJournal(ticket.run_id, self._session, opened.own, durable=ticket.request.durable)
         self.can_park = ticket.request.durable and (ticket.is_recovered or journal.began is not None)
         if goes_on and journal.began is not None:
@@ -147,6 +153,7 @@ class RunOpening:
 
         Raises:
             SessionElsewhere: another process has the session, or had it a moment ago.
+            RunElsewhere: another process has the run, or has ended it.
         """
         ticket, journal = self._ticket, run.journal
         is_in_use = journal.began is None and opened.head.active_run is not None and not ticket.is_nested
@@ -174,13 +181,17 @@ class RunOpening:
             # A run that nobody has been told of yet is refused, not held.
             may_wait = ticket.accepted.done()
             way_back, self.way_back = self.way_back, ()
-            await journal.append(*way_back, first, run=entry if ticket.request.durable else None, may_wait=may_wait)
+            await journal.append(
+                *way_back, first, run=entry if ticket.request.durable else None, seen=ticket.entry, may_wait=may_wait
+            )
         except asyncio.CancelledError:
             # The journal lets a cancellation pass only once the record is on disk.
             ticket.entry, self.has_begun = entry, True
             raise
         except (SessionLockedError, FencedError) as refused:
             raise SessionElsewhere from refused
+        except RunOvertakenError as refused:
+            raise RunElsewhere from refused
         ticket.entry, self.has_begun = entry, True
         ticket.parked_for = ""
         ticket.accept()

@@ -10,7 +10,7 @@ from callboard.entries import write_entry
 from callboard.room import room_in
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
-from callboard_protocol.errors import StoreFullError
+from callboard_protocol.errors import RunOvertakenError, StoreFullError
 
 
 class RunQueue:
@@ -62,14 +62,15 @@ class RunQueue:
             reason: what it waits for; empty for whatever keeps it now.
 
         Raises:
+            RunOvertakenError: another process has taken the same run in.
             StoreError: the store refused, and it is not its turn yet.
         """
         ticket.being_written = asyncio.get_running_loop().create_future()
         try:
             if ticket.request.durable:
-                await write_entry(self._store, ticket.entry)
+                await write_entry(self._store, ticket.entry, seen=ticket.entry)
             ticket.accept()
-        except StoreFullError:
+        except (StoreFullError, RunOvertakenError):
             if ticket.task is None:
                 raise
             return  # its turn has come, and it is taken in or refused by its own first record

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
 from typing import Any
 
 from callboard.agents import Agent
 from callboard.attempt import RunAttempt
 from callboard.correspondence import Correspondence
-from callboard.entries import entry_as_logged, interrupted, moved, write_entry
+from callboard.entries import interrupted, moved
 from callboard.incoming_letters import IncomingLetters
 from callboard.making_way import MakingWay
 from callboard.neighbours import Neighbours
 from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
-from callboard.stops import BegunElsewhere, SessionElsewhere
+from callboard.stops import RunElsewhere, SessionElsewhere
 from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
-from callboard_protocol.errors import DamagedRecordError, RuntimeBusyError, RuntimeClosingError, StoreError
+from callboard_protocol.errors import (
+    DamagedRecordError,
+    RunOvertakenError,
+    RuntimeBusyError,
+    RuntimeClosingError,
+    StoreError,
+)
 from callboard_protocol.runs import RunResult
-from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunInput, RunState
-from callboard_storage.store import StoredRecord
 
 
 class RunsAtWork:
@@ -77,8 +81,8 @@ class RunsAtWork:
             result = await RunAttempt(ticket, agent, active.session, memory, self._in_hand.directory).perform()
         except SessionElsewhere:
             await self._stand_back(ticket)
-        except BegunElsewhere as begun:
-            await self._stand_aside(ticket, begun.own)
+        except RunElsewhere:
+            await self._stand_aside(ticket)
         except BaseException as error:
             self._let_go(ticket)
             ticket.fail(error)
@@ -137,7 +141,8 @@ class RunsAtWork:
         if not ticket.accepted.done() and ticket.request.durable:
             stored = await self._in_hand.store.read_run(ticket.run_id)
             if stored is not None:
-                await self._leave_to_whoever_has_it(ticket, stored)
+                self._let_go(ticket)
+                await self._leave_to_whoever_has(ticket)
                 return
         self._let_go(ticket, keeps_session=True)
         if ticket.is_interrupting:
@@ -148,28 +153,23 @@ class RunsAtWork:
         if not ticket.accepted.done():
             try:
                 await self._queue.write_down(ticket, "session")
+            except RunOvertakenError:
+                await self._leave_to_whoever_has(ticket)
             except StoreError as problem:
                 ticket.fail(problem)  # whoever takes it in lets it go
 
-    async def _stand_aside(self, ticket: RunTicket, own: Sequence[StoredRecord]) -> None:
-        """Another process took the very run in at the same moment, and has begun it."""
-        store = self._in_hand.store
-        stored = await store.read_run(ticket.run_id) or ticket.entry
-        if stored.began_sequence is None:
-            # What was written here, of a run that waits, came behind what that process wrote.
-            stored = entry_as_logged(stored, own)
-            await write_entry(store, stored)
-        await self._leave_to_whoever_has_it(ticket, stored)
-
-    async def _leave_to_whoever_has_it(self, ticket: RunTicket, stored: RunEntry) -> None:
+    async def _stand_aside(self, ticket: RunTicket) -> None:
+        """Another process took the very run in at the same moment, and has it."""
+        stop, ticket.stop = ticket.stop, None
         self._let_go(ticket)
-        self._in_hand.tickets[ticket.run_id] = ticket
-        try:
-            await self._taking_over.submitted_before(ticket, stored)
-        except Exception as problem:  # noqa: BLE001  (whoever submitted it is told)
-            self._in_hand.tickets.pop(ticket.run_id, None)
-            ticket.fail(problem)
-        self._queue.admit()
+        await self._leave_to_whoever_has(ticket)
+        if stop is not None and stop.stop_reason == "cancelled":
+            self._letters.cancel_soon(ticket.run_id, ticket.stopped_by, ticket.reason)
+
+    async def _leave_to_whoever_has(self, ticket: RunTicket) -> None:
+        # Whoever submitted it is told what goes wrong, by the ticket.
+        with contextlib.suppress(Exception):
+            await self._taking_over.leave_to_whoever_has(ticket)
 
     def _let_go(self, ticket: RunTicket, *, keeps_session: bool = False) -> None:
         """What a run held goes back, whatever became of it."""

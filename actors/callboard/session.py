@@ -156,6 +156,7 @@ class SessionActor(Actor[SessionCommand]):
             UnpersistableValueError: a value cannot be stored; nothing was appended.
             FencedError: the session has not been opened, was refused since, or was taken over by another.
             SessionLockedError: another has its lock.
+            RunOvertakenError: another has the run.
             StoreFullError: what came before was given up.
         """
         fold = self._following()
@@ -168,7 +169,7 @@ class SessionActor(Actor[SessionCommand]):
         if message.memory:
             _put_memory(batch, message.memory)
         if message.run is not None:
-            batch.put_run(message.run)
+            batch.put_run(message.run, seen=message.seen)
             charge = charge_of(message.run)
             if charge is not None:
                 batch.charge(charge)

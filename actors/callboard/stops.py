@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from callboard_protocol.errors import CallboardError, RunCancelledError
 from callboard_protocol.runs import StopReason
 from callboard_protocol.tools import PendingCall
-from callboard_storage.store import StoredRecord
 
 
 class SessionElsewhere(BaseException):
     """The attempt wrote nothing, because its session is in another process's hands; it begins again when it is free."""
 
 
-class BegunElsewhere(BaseException):
-    """The attempt wrote nothing, because the run has begun already: it had been submitted to two processes at once.
-
-    Args:
-        own: its records.
-    """
-
-    def __init__(self, own: Sequence[StoredRecord]) -> None:
-        super().__init__()
-        self.own = own
+class RunElsewhere(BaseException):
+    """The attempt wrote nothing, because another process has the run: it had been submitted to two of them at once."""
 
 
 class StruckRunWaits(BaseException):

@@ -13,7 +13,7 @@ from callboard.runs_in_hand import RunsInHand
 from callboard.taking_over import TakingOver
 from callboard.ticket import RunTicket
 from callboard_protocol.commands import SubmitRun
-from callboard_protocol.errors import RuntimeBusyError, StoreFullError
+from callboard_protocol.errors import RunOvertakenError, RuntimeBusyError, StoreFullError
 from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunState
@@ -106,13 +106,19 @@ class TakingIn:
     async def _take_in(self, ticket: RunTicket) -> None:
         """Give a new run its place; returns once it is on disk, or need not be."""
         request = ticket.request
+        if ticket.accepted.done():
+            return  # somebody has cancelled it meanwhile, or found it in another process
         if request.on_busy == "interrupt":
             self._making_way.put_first(ticket)
         else:
             self._queue.enqueue(ticket)
         self._queue.admit()
         if ticket.task is None and request.durable:
-            await self._queue.write_down(ticket)
+            try:
+                await self._queue.write_down(ticket)
+            except RunOvertakenError:
+                await self._taking_over.leave_to_whoever_has(ticket)
+                return
         elif not request.durable:
             ticket.accept()
         await asyncio.shield(ticket.accepted)

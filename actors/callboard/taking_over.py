@@ -16,7 +16,7 @@ from callboard.returning import ReturningRuns
 from callboard.run_queue import RunQueue
 from callboard.runs_in_hand import RunsInHand
 from callboard.ticket import RunTicket
-from callboard_protocol.errors import UnknownRunError
+from callboard_protocol.errors import RunOvertakenError, UnknownRunError
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL, RunInput, RunState
@@ -142,6 +142,28 @@ class TakingOver:
         else:
             await self.take_over_or_follow(ticket)
 
+    async def leave_to_whoever_has(self, ticket: RunTicket) -> None:
+        """Somebody else has taken in, begun or ended a run that waited here: take it up as the store has it.
+
+        Raises:
+            RunConflictError: that has another request.
+            UnknownRunError: it has been deleted.
+        """
+        if ticket.is_elsewhere or ticket.result.done():
+            return  # its attempt has found out by itself
+        self._admission.withdraw(ticket.run_id, ticket.session_id)
+        self._admission.release(ticket.run_id, ticket.session_id)
+        stored = await self._store.read_run(ticket.run_id)
+        try:
+            self._tickets[ticket.run_id] = ticket
+            await self.submitted_before(ticket, _known(ticket.run_id, stored))
+        except BaseException as problem:
+            self._tickets.pop(ticket.run_id, None)
+            ticket.fail(problem)
+            raise
+        finally:
+            self._queue.admit()
+
     async def follow(self, run_id: str, awaited_by: str) -> RunTicket | None:
         """The ticket of an unfinished run, whoever has it.
 
@@ -178,9 +200,7 @@ class TakingOver:
         entry = None if run_id in self._tickets else await self._store.read_run(run_id)
         ticket = self._tickets.get(run_id)
         if ticket is None:
-            if entry is None:
-                raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
-            return await self._resume_stored(entry, budget)
+            return await self._resume_stored(_known(run_id, entry), budget)
         if not ticket.is_elsewhere and ticket.task is None and ticket.entry.state != RunState.QUEUED:
             self._returning.resume(ticket, budget)
         return ticket
@@ -191,7 +211,10 @@ class TakingOver:
         ticket = self._in_hand.ticket_of(entry)
         self._returning.agent_of(ticket)
         if entry.state in FINAL:
-            return await self._returning.resume_ended(ticket, budget)
+            try:
+                return await self._returning.resume_ended(ticket, budget)
+            except RunOvertakenError:
+                return await self.resume(entry.run_id, budget)  # it has moved since, and may be followed now
         ticket.entry = resumed_with(entry, budget)
         await self.take_over_or_follow(ticket)
         return self._tickets.get(entry.run_id, ticket)
@@ -259,3 +282,9 @@ def _recovery_order(entry: RunEntry) -> tuple[int, bool]:
     """
     depth = 0 if entry.request.parent_run_id is None else len(entry.run_id)
     return depth, entry.began_sequence is None
+
+
+def _known(run_id: str, entry: RunEntry | None) -> RunEntry:
+    if entry is None:
+        raise UnknownRunError(f"there is no run {run_id!r}", context={"run_id": run_id})
+    return entry

@@ -106,6 +106,7 @@ class FrameBatch:
         large_size: how many of them are of large payloads, which take up little more on disk than they are long.
         begins_work: whether it begins something that can wait, rather than keep what has happened.
         posted: the letters it posts, by their keys.
+        seen: of the runs whose entries it writes without a log to stand on, the entries those follow, by their keys.
         done_with: the beginnings of the keys of letters that nobody will read any more.
 
     Raises:
@@ -125,6 +126,7 @@ class FrameBatch:
         "owner",
         "posted",
         "prefix",
+        "seen",
         "session_id",
         "size",
     )
@@ -143,6 +145,7 @@ class FrameBatch:
         self.log_size = 0
         self.begins_work = False
         self.posted: dict[bytes, Letter] = {}
+        self.seen: dict[bytes, RunEntry] = {}
         self.done_with: list[bytes] = []
 
     @property
@@ -198,10 +201,12 @@ class FrameBatch:
         key = self.prefix[:-1]
         self.change("heads", key, self._frame("heads", key, head))
 
-    def put_run(self, entry: RunEntry) -> None:
-        """Write a run's entry, and whether it is unfinished."""
+    def put_run(self, entry: RunEntry, *, seen: RunEntry | None = None) -> None:
+        """Write a run's entry, and whether it is unfinished; see `callboard_storage.overtaking`."""
         self._check_session(entry.session_id)
         key = keys.run_key(entry.run_id)
+        if seen is not None:
+            self.seen[key] = seen
         if entry.state == RunState.QUEUED:
             self.begins_work = True
         self.change("runs", key, self._frame("runs", key, entry))
@@ -246,7 +251,7 @@ class FrameBatch:
         """A copy with `frames`, whole ones or references, where `large` was."""
         twin = FrameBatch(self.session_id, self.owner)
         twin.first, twin.last, twin.begins_work = self.first, self.last, self.begins_work
-        twin.posted, twin.done_with = self.posted, self.done_with
+        twin.posted, twin.seen, twin.done_with = self.posted, self.seen, self.done_with
         twin.log = [*self.log]
         twin.changes = [*self.changes]
         for large, frame in zip(self.large, frames, strict=True):

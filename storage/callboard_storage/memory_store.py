@@ -22,7 +22,7 @@ from callboard_protocol.letters import Letter
 from callboard_protocol.named_accounts import AccountEntry
 from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage import account_rows, keys, posting, reading
+from callboard_storage import account_rows, keys, overtaking, posting, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import (
@@ -451,15 +451,11 @@ class MemoryStore:
             if verdict is not Verdict.WRITE:
                 self._refusals.refuse(batch.committer, verdict)
                 return verdict
-        full = self._room.refusal(batch) if self._is_bounded else None
-        if full is not None:
+        refusal = self._refusal(batch)
+        if refusal is not None:
             if fence is not None:
-                self._refusals.refuse(batch.committer, full)
-            return full
-        if batch.posted:
-            unposted = posting.refusal(batch, self._tables.get, self._tables.last_number)
-            if unposted is not None:
-                return unposted
+                self._refusals.refuse(batch.committer, refusal)
+            return refusal
         if fence is not None and fence.lease is not None:
             self._pass_lock(batch, session, fence, fence.lease)
         session.log += batch.log
@@ -469,6 +465,15 @@ class MemoryStore:
         self._batches += 1
         self._measure()
         return None
+
+    def _refusal(self, batch: FrameBatch) -> CallboardError | None:
+        """Why a batch is not written whose fence holds; None if it is."""
+        refusal: CallboardError | None = self._room.refusal(batch) if self._is_bounded else None
+        if refusal is None and batch.posted:
+            refusal = posting.refusal(batch, self._tables.get, self._tables.last_number)
+        if refusal is None and batch.seen:
+            refusal = overtaking.refusal(batch, self._tables, self._is_alive)
+        return refusal
 
     def _pass_lock(self, batch: FrameBatch, session: _Session, fence: Fence, lease: Lease) -> None:
         """Take the session's lock with a batch that is written, or give it back."""

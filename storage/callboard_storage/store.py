@@ -220,8 +220,15 @@ class Batch(Protocol):
         """Write where the session stands. It may lag behind its log, and is then brought up to date on reading."""
         ...
 
-    def put_run(self, entry: RunEntry) -> None:
-        """Write a run's entry, and keep the index of unfinished runs in step with its state."""
+    def put_run(self, entry: RunEntry, *, seen: RunEntry | None = None) -> None:
+        """Write a run's entry, and keep the index of unfinished runs in step with its state.
+
+        Args:
+            entry: what to write.
+            seen: how the run stood when that was decided. The batch is refused with `RunOvertakenError` where another
+                living open store carries the run, or somebody has begun or ended it since. None where the batch's fence
+                says enough.
+        """
         ...
 
     def charge(self, charge: AccountCharge) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeAlias, cast
 import pykka
 
 from callboard_protocol.errors import CallboardError, StoreError, StoreFullError
-from callboard_storage import chunks, posting
+from callboard_storage import chunks, overtaking, posting
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.ballast import Ballast
 from callboard_storage.batch import FrameBatch, Table
@@ -307,6 +307,8 @@ class StoreWriter(pykka.ThreadingActor):
         refusal: CallboardError | None = self._room.refusal(batch)
         if refusal is None and batch.posted:
             refusal = self._post(transaction, batch, changes)
+        if refusal is None and batch.seen:
+            refusal = self._overtaken(transaction, batch, changes)
         if refusal is not None:
             return refusal
         self._room.count(batch.size, batch.large_size)
@@ -334,6 +336,12 @@ class StoreWriter(pykka.ThreadingActor):
         if refusal is None:
             transaction.announce({letter.run_id for letter in batch.posted.values()})
         return refusal
+
+    def _overtaken(self, transaction: WriteTransaction, batch: FrameBatch, changes: _Changes) -> CallboardError | None:
+        """Why the entries of a batch, which were decided on by how their runs stood, are not written."""
+        if not changes.get("runs", {}).keys().isdisjoint(batch.seen):
+            self._change(transaction, changes)
+        return overtaking.refusal(batch, transaction.snapshot(), self._owners.is_alive)
 
     def _judge(self, transaction: WriteTransaction, item: Commit, fence: Fence, rows: Rows) -> Verdict | CallboardError:
         session_id = item.batch.session_id

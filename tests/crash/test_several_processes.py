@@ -54,21 +54,28 @@ def anyio_backend() -> str:
 
 
 @contextmanager
-def another_process_holds(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with a run at work in session ``s``; a line on its standard input lets that go on."""
+def another_process(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs a script on a data directory, until the test has ended."""
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(OTHER), str(path)],
+        [sys.executable, "-c", textwrap.dedent(script), str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
             yield process
         finally:
             process.send_signal(signal.SIGCONT)
             process.kill()
+
+
+@contextmanager
+def another_process_holds(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a run at work in session ``s``; a line on its standard input lets that go on."""
+    with another_process(OTHER, path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
 
 
 def worker(noted: list[str]) -> Agent[None, str]:
@@ -215,3 +222,65 @@ async def test_the_same_runs_submitted_to_two_processes_at_the_same_moment_run_o
         assert [pair[0] for pair in results] == [pair[1] for pair in results]
         assert {entry.state.value for entry in await one.runs.list()} == {"completed"}
     assert sorted(noted) == sorted(f"r{number}" for number in range(60))
+
+
+SUBMITS_THE_SAME = """
+import asyncio, sys
+from callboard import Agent, RunContext, Runtime, RuntimeLimits
+
+async def pattern(ctx: RunContext) -> str:
+    await ctx.step("first", nothing)
+    await ctx.step("second", nothing)
+    return "by the other"
+
+async def nothing() -> None:
+    pass
+
+async def submitted(runtime, number):
+    handle = await runtime.submit("worker", "go", run_id=f"r{number}", session_id=f"s{number % 5}")
+    if number % 3 == 0:
+        await runtime.cancel(f"r{number}")
+    return (await handle.result()).stop_reason
+
+async def main():
+    limits = RuntimeLimits(max_concurrent_runs=2)
+    async with Runtime([Agent("worker", pattern=pattern)], store=sys.argv[1], limits=limits) as runtime:
+        results = []
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            results.append(asyncio.create_task(submitted(runtime, int(line))))
+            print("submitting", flush=True)
+        print(*await asyncio.gather(*results), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_runs_submitted_and_cancelled_in_two_processes_at_once_end_as_their_records_say(tmp_path: Path) -> None:
+    noted: list[str] = []
+    with another_process(SUBMITS_THE_SAME, tmp_path) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        async with Runtime([worker(noted)], store=tmp_path) as runtime, asyncio.timeout(60):
+
+            async def submitted(number: int) -> str:
+                handle = await runtime.submit("worker", "go", run_id=f"r{number}", session_id=f"s{number % 5}")
+                if number % 4 == 0:
+                    await runtime.cancel(f"r{number}")
+                return (await handle.result()).stop_reason
+
+            results = []
+            for number in range(60):
+                other.stdin.write(f"{number}\n")
+                other.stdin.flush()
+                await asyncio.to_thread(other.stdout.readline)
+                results.append(asyncio.create_task(submitted(number)))
+            here = await asyncio.gather(*results)
+            other.stdin.close()
+            there = (await asyncio.to_thread(other.stdout.readline)).split()
+            assert here == there
+            for entry in await runtime.runs.list():
+                assert entry.stop_reason == here[int(entry.run_id[1:])]
+                # One that was stopped before it began has no record, and all others end with what their entry says.
+                records = await runtime.runs.steps(entry.run_id) if entry.began_sequence is not None else []
+                assert entry.stop_reason == "cancelled" or len(records) == 2
+            assert {"completed", "cancelled"} == set(here)

@@ -32,6 +32,7 @@ class AppendRecords(Request[int]):
     Attributes:
         records: in order.
         run: the run's entry, where it changed.
+        seen: how the run stood when that was decided, where no earlier record says that it is this process's.
         memory: entries of the session's memory that changed; a value of None removes the entry.
         taken: a letter that these records take in; it goes in the same transaction.
         checkpoint: a `SessionCheckpoint` to keep, of which the session fills in where it stands after these records.
@@ -40,6 +41,7 @@ class AppendRecords(Request[int]):
 
     records: Live[Sequence[Any]]
     run: Live[Any] = None
+    seen: Live[Any] = None
     memory: Live[Sequence[Any]] = ()
     checkpoint: Live[Any] = None
     taken: Live[Any] = None

@@ -50,6 +50,7 @@ from callboard_protocol.errors.runs import (
 from callboard_protocol.errors.store import (
     DamagedRecordError,
     FencedError,
+    RunOvertakenError,
     SessionLockedError,
     StoreClosedError,
     StoreError,
@@ -118,6 +119,7 @@ __all__ = [
     "RunError",
     "RunFailedError",
     "RunNotResumableError",
+    "RunOvertakenError",
     "RuntimeBusyError",
     "RuntimeClosedError",
     "RuntimeClosingError",

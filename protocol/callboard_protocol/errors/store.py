@@ -54,6 +54,14 @@ class FencedError(StoreError):
     default_hint = "this writer's view is stale: reload the session"
 
 
+class RunOvertakenError(StoreError):
+    """A run's entry was not written: since it was read, somebody else has taken the run in, begun it or ended it."""
+
+    code = "run_overtaken"
+    default_hint = "look at the run as it is now: runtime.runs.get(run_id)"
+    default_retryable = True
+
+
 class SessionLockedError(StoreError):
     """A session's lock is held by another open store, in this process or in another one on the same directory."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,16 @@ async def store(new_store: Callable[[], Store]) -> AsyncIterator[Store]:
 @pytest.fixture
 def desk(store: Store) -> Desk:
     return Desk(store)
+
+
+@pytest.fixture
+async def desks() -> AsyncIterator[Callable[[Store], Awaitable[Desk]]]:
+    """Opens stores until the test has ended."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(store: Store) -> Desk:
+            await store.open()
+            stack.push_async_callback(store.close)
+            return Desk(store)
+
+        yield opened

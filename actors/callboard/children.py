@@ -179,7 +179,8 @@ class Children:
         parent_id = ticket.request.parent_run_id or ""
         above = await self._store.read_run(parent_id)
         if above is not None and above.state not in FINAL:
-            return  # another process carries it on
+            await self._store.release_unfinished([ticket.run_id])  # another process carries it on
+            return
         reason = f"run {parent_id}, which delegated it, has ended"
         if above is not None and above.session_id == ticket.session_id:
             # Who holds that session now, if anyone, knows nothing of it.
@@ -202,6 +203,7 @@ class Children:
         self._neighbours.forget(ticket.run_id)
         ticket.is_elsewhere = False
         self._attach(ticket, parent)
+        ticket.is_elsewhere = False
         ticket.accept()
         ticket.has_mail = ticket.is_recovered = True
         if ticket.entry.state == RunState.SUSPENDED:

@@ -91,13 +91,9 @@ class IncomingLetters:
             return False  # its parent's next attempt comes to it
         self._correspondence.forget_expiry(ticket.run_id)
         ticket.begin_again(moved(ticket.entry, RunInput.REQUEUE, pending=undecided))
-        if ticket.agent is None:
-            # It was taken over without one, which may have been registered since.
-            registered = self._in_hand.agents.get(ticket.request.agent_id)
-            if registered is None:
-                self._returning.park_for_agent(ticket)
-                return True
-            ticket.agent, ticket.model = registered, registered.model
+        if not self._in_hand.find_agent(ticket):
+            self._returning.park_for_agent(ticket)
+            return True
         if ticket.parent is not None:
             self._queue.put_child_first(ticket)
         else:

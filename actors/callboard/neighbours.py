@@ -7,8 +7,10 @@ looked at again and again while somebody waits for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from itertools import islice
 
 from callboard.admission import ELSEWHERE
 from callboard.entries import result_of
@@ -32,6 +34,10 @@ SECONDS_BETWEEN_ROLL_CALLS = 1.0
 """How soon the death of another process is noticed, and its runs are taken over."""
 
 
+_RUNS_LOOKED_AT = 100
+"""How many followed runs are looked at at a time: 10,000 that nobody has an agent for must not keep the loop busy."""
+
+
 class Neighbours:
     """Waits for sessions and runs that are in another's hands.
 
@@ -40,6 +46,7 @@ class Neighbours:
         queue: those that wait for a slot, and some of them for a session that another has.
         letters: told which runs others have posted letters to.
         someone_died: called when an owner died: it may have left runs.
+        someone_came: called when there are others, and there were none.
     """
 
     def __init__(
@@ -48,14 +55,19 @@ class Neighbours:
         queue: RunQueue,
         letters: IncomingLetters,
         someone_died: Callable[[], Awaitable[object]],
+        someone_came: Callable[[], Awaitable[object]],
     ) -> None:
         self._in_hand = in_hand
         self._store = in_hand.store
         self._queue = queue
         self._letters = letters
         self._someone_died = someone_died
+        self._someone_came = someone_came
         self._last_arrival: int | None = None
         self._recovers = False
+        self._is_wanted = asyncio.Event()
+        self._owes_taking_over = False
+        self._knows_others = False
         self._sessions: set[str] = set()
         self._runs: dict[str, RunTicket] = {}
         # A run that is being taken over is nobody else's any more, but does not hold its session here yet.
@@ -94,6 +106,17 @@ class Neighbours:
             async with self._turn:
                 await self._someone_died()
 
+    @property
+    def may_take_over(self) -> bool:
+        """Whether runs that nobody carries are taken over, here or by another process that has their agent."""
+        return self._recovers and self._store.has_company
+
+    def take_over_soon(self) -> None:
+        """Take over what others have been left for want of an agent, if this process can carry it on now."""
+        if self.may_take_over:
+            self._owes_taking_over = True
+            self._is_wanted.set()
+
     def close(self) -> None:
         """Look no more."""
         for task in (self._looking, self._calling):
@@ -124,11 +147,15 @@ class Neighbours:
                 self._sessions.discard(session_id)
                 self._in_hand.admission.release(ELSEWHERE, session_id)
                 self._queue.admit()
-        for ticket in list(self._runs.values()):
+        for ticket in list(islice(self._runs.values(), _RUNS_LOOKED_AT)):
             entry = await self._store.read_run(ticket.run_id)
-            if entry is not None and (entry.state in FINAL or await self._stays_suspended(entry)):
-                self._runs.pop(ticket.run_id, None)
+            has_stopped = entry is not None and (entry.state in FINAL or await self._stays_suspended(entry))
+            if self._runs.pop(ticket.run_id, None) is None or not ticket.is_elsewhere:
+                continue
+            if entry is not None and has_stopped:
                 await self._stopped(ticket, entry)
+            else:
+                self._runs[ticket.run_id] = ticket  # behind those that were not looked at
 
     async def _stopped(self, ticket: RunTicket, entry: RunEntry) -> None:
         ticket.entry = entry
@@ -150,12 +177,26 @@ class Neighbours:
 
     async def _call(self) -> None:
         while True:
-            await asyncio.sleep(SECONDS_BETWEEN_ROLL_CALLS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SECONDS_BETWEEN_ROLL_CALLS):
+                    await self._is_wanted.wait()
+            self._is_wanted.clear()
             try:
-                if await self._store.others_died():
-                    await self.take_over_now()
+                await self._note_who_is_there()
                 await self._fetch_letters()
                 if self._store.has_company:
                     self._look()
             except StoreError as error:
                 logger.warning("the runs of a process that died could not be taken over: %s", error)
+
+    async def _note_who_is_there(self) -> None:
+        if await self._store.others_died() or self._owes_taking_over:
+            self._owes_taking_over = True  # until it was done: an error must not make it forgotten
+            await self.take_over_now()
+            self._owes_taking_over = False
+        if not self.may_take_over:
+            self._knows_others = False
+        elif not self._knows_others:
+            async with self._turn:
+                await self._someone_came()
+            self._knows_others = True

@@ -100,6 +100,15 @@ class RunsInHand:
                 )
             ticket = ticket.parent
 
+    def find_agent(self, ticket: RunTicket) -> bool:
+        """Give a run without an agent the one that is registered for it by now; whether it has one."""
+        if ticket.agent is None:
+            registered = self.agents.get(ticket.request.agent_id)
+            if registered is None:
+                return False
+            ticket.agent, ticket.model = registered, registered.model
+        return True
+
     # ---- closing
 
     @property

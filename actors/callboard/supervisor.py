@@ -113,7 +113,7 @@ class RunSupervisor(Actor[SupervisorCommand]):
         self._returning = returning = ReturningRuns(in_hand, queue)
         self._correspondence = correspondence = Correspondence(in_hand, self._letter_came)
         letters = IncomingLetters(in_hand, queue, returning, correspondence, self.cancel)
-        neighbours = Neighbours(in_hand, queue, letters, self._someone_died)
+        neighbours = Neighbours(in_hand, queue, letters, self._someone_died, self._someone_came)
         self._children = Children(
             in_hand,
             queue,
@@ -166,6 +166,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
     async def _someone_died(self) -> None:
         await self._taking_over.take_over_all()
 
+    async def _someone_came(self) -> None:
+        await self._taking_over.leave_agentless()
+
     # ---- taking runs in
 
     @handles(concurrent=True)
@@ -210,8 +213,9 @@ class RunSupervisor(Actor[SupervisorCommand]):
 
     @handles
     def adopt(self, message: AdoptAgent) -> None:
-        """Lets runs go on that were parked for want of this agent, or of what it brings."""
+        """Lets runs go on that were parked for want of this agent, or of what it brings, here or left to others."""
         self._returning.adopt(message.agent)
+        self._taking_over.agent_came()
 
     @handles
     def drop(self, message: DropAgent) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from callboard.admission import ELSEWHERE
+from callboard.agentless_runs import AgentlessRuns
 from callboard.children import Children
 from callboard.correspondence import Correspondence
 from callboard.entries import moved, refuse_other, result_of
@@ -56,6 +57,7 @@ class TakingOver:
         self._letters = letters
         self._correspondence = correspondence
         self._neighbours = neighbours
+        self._agentless = AgentlessRuns(in_hand)
 
     # ---- all of them
 
@@ -67,14 +69,15 @@ class TakingOver:
         """
         # A supervisor that failed before this one has stopped them, and they may still be writing that down.
         await asyncio.gather(*self._in_hand.directory.attempts, return_exceptions=True)
+        await self._store.others_died()  # who else is there decides what is taken over
         await self._neighbours.call_the_roll(recovers=takes_over)
         return await self.take_over_all() if takes_over else 0
 
     async def take_over_all(self) -> int:
-        """Take over whatever nobody alive has; how many those are."""
+        """Take over whatever nobody alive has and is for this process; how many those are."""
         taken = 0
         orphans: list[RunTicket] = []
-        for entry in sorted(await self._store.claim_unfinished(), key=_recovery_order):
+        for entry in sorted(await self._agentless.claim(), key=_recovery_order):
             ticket = self._tickets.get(entry.run_id)
             if ticket is None:
                 ticket = self._in_hand.ticket_of(entry)
@@ -93,6 +96,19 @@ class TakingOver:
         await self._letters.wake_decided()
         self._queue.admit()
         return taken
+
+    async def leave_agentless(self) -> None:
+        """Others have come, who may have the agents that runs are parked for here: they are followed from now on."""
+        for ticket in await self._agentless.give_up():
+            self._returning.forget(ticket)
+            self._correspondence.forget_expiry(ticket.run_id)
+            self._admission.release(ticket.run_id, ticket.session_id)
+            self._watch_elsewhere(ticket)
+        self._queue.admit()
+
+    def agent_came(self) -> None:
+        """An agent is registered: what was left to others for want of it can be taken over."""
+        self._neighbours.take_over_soon()
 
     # ---- one that somebody asks for
 
@@ -178,9 +194,11 @@ class TakingOver:
             entry = await self._store.read_run(run_id)
             if entry is not None and entry.state not in FINAL:
                 await self._neighbours.take_over_now()
-        if run_id not in self._tickets and await self._store.carried_elsewhere(run_id):
+        if run_id not in self._tickets and (
+            self._neighbours.may_take_over or await self._store.carried_elsewhere(run_id)
+        ):
             entry = await self._store.read_run(run_id)
-            if entry is not None and run_id not in self._tickets:
+            if entry is not None and entry.state not in FINAL and run_id not in self._tickets:
                 self._watch_elsewhere(self._in_hand.ticket_of(entry))
         ticket = self._tickets.get(run_id)
         if ticket is not None and not ticket.result.done():
@@ -230,7 +248,7 @@ class TakingOver:
                 await self._children.take_over(ticket)
             else:
                 self._watch_elsewhere(ticket)
-        elif await self._store.claim_unfinished(ticket.run_id):
+        elif await self._store.claim_unfinished([ticket.run_id]):
             if self._tickets.get(ticket.run_id, ticket) is not ticket:
                 return  # somebody else of this process was quicker
             self._take_over(ticket)
@@ -264,7 +282,7 @@ class TakingOver:
             ticket.entry = moved(ticket.entry, RunInput.INTERRUPT, crashed=True)
         if ticket.entry.state == RunState.INTERRUPTED:
             ticket.entry = moved(ticket.entry, RunInput.REQUEUE, pending=())
-        if ticket.agent is None:
+        if not self._in_hand.find_agent(ticket):
             self._returning.park_for_agent(ticket)
             return
         if ticket.entry.state == RunState.PARKED:

@@ -29,6 +29,9 @@ from callboard_storage.store import Batch, Fence
 OWNER_BYTES: Final = 16
 """How long an owner's id is: random, so that nobody ever has it again."""
 
+NOBODY: Final = bytes(OWNER_BYTES)
+"""Whose a run is that was given up: nobody's, who is never alive."""
+
 _HOLDER = struct.Struct(f">Q{OWNER_BYTES}s")
 
 
@@ -155,6 +158,11 @@ def claimable(rows: Iterable[tuple[bytes, bytes]], owner: bytes, is_alive: Calla
         if not lives[theirs]:
             found.append(key)
     return found
+
+
+def owned(rows: Iterable[tuple[bytes, bytes]], owner: bytes) -> list[bytes]:
+    """The keys of unfinished runs that are an owner's."""
+    return [key for key, theirs in rows if theirs == owner]
 
 
 def refuse_if_locked(session_id: str, holder: Holder | None, is_alive: Callable[[bytes], bool]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from callboard_storage import account_rows, data_directory, keys, reading
 from callboard_storage.batch import FrameBatch
 from callboard_storage.data_directory import DataDirectory
 from callboard_storage.deletion import delete_rows
-from callboard_storage.fencing import check_shape, claimable, own
+from callboard_storage.fencing import NOBODY, check_shape, claimable, own, owned
 from callboard_storage.lmdb_transactions import LongRead, ReadTransaction, WriteTransaction
 from callboard_storage.locks import Owner
 from callboard_storage.quarantine import Quarantine
@@ -84,6 +84,7 @@ class LmdbStore:
         self._directory: DataDirectory | None = None
         self._owner: Owner | None = None
         self._seen_alive: set[bytes] = set()
+        self._seen_unclaimed: set[bytes] = set()
         self._reader_check: asyncio.TimerHandle | None = None
         self._quarantine = Quarantine()
 
@@ -201,14 +202,25 @@ class LmdbStore:
         is_whole = after is None or len(rows) == number - after
         return Arrivals(number, frozenset(run.decode() for _, run in rows) if is_whole else None)
 
-    async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
+    async def read_claimable(self) -> Sequence[RunEntry]:
+        """The entries of unfinished runs that are this open store's, or nobody's who is alive."""
+        is_alive, own = self._opened().owners.is_alive, self._own_id
+
+        def claimed(snapshot: ReadTransaction) -> list[RunEntry]:
+            rows = reading.owners_of_unfinished(snapshot)
+            return reading.unfinished(snapshot, None, self._quarantine.add, set(claimable(rows, own, is_alive)))
+
+        return await self._read_on_thread(claimed)
+
+    async def claim_unfinished(self, run_ids: Collection[str] | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs that are this open store's, those of the dead included."""
         directory, own = self._opened(), self._own_id
         # Looked at first: who dies later is missed by nobody, because `others_died` remembers them.
         self._seen_alive |= directory.owners.living()
+        self._seen_unclaimed.clear()
 
         def claim(transaction: WriteTransaction) -> set[bytes]:
-            rows = reading.owners_of_unfinished(transaction.snapshot(), run_id)
+            rows = reading.owners_of_unfinished(transaction.snapshot(), run_ids)
             claimed = claimable(rows, own, directory.owners.is_alive)
             transaction.write("unfinished", [(key, own) for key in claimed])
             return set(claimed)
@@ -218,24 +230,40 @@ class LmdbStore:
             lambda snapshot: reading.unfinished(snapshot, None, self._quarantine.add, claimed)
         )
 
+    async def release_unfinished(self, run_ids: Collection[str]) -> Collection[str]:
+        """Give up unfinished runs that are this open store's."""
+        own = self._own_id
+
+        def release(transaction: WriteTransaction) -> list[bytes]:
+            released = owned(reading.owners_of_unfinished(transaction.snapshot(), run_ids), own)
+            transaction.write("unfinished", [(key, NOBODY) for key in released])
+            return released
+
+        released = await self._operate("", release)
+        self._seen_unclaimed.update(released)
+        return {key.decode() for key in released}
+
     @property
     def has_company(self) -> bool:
         """Whether others had it open at the last look."""
         return not self._seen_alive <= {self._own_id}
 
     async def others_died(self) -> bool:
-        """Whether there may be runs to claim."""
+        """Whether there may be runs to claim that there were not."""
         rows = await self._read_on_thread(reading.owners_of_unfinished)
         living = self._opened().owners.living()
         have_died = not self._seen_alive <= living
         self._seen_alive = living
         # Who came and died between two looks was never seen alive; what it left names it all the same.
-        return have_died or any(owner not in living for _, owner in rows)
+        unclaimed = {key for key, owner in rows if owner not in living}
+        are_more = not unclaimed <= self._seen_unclaimed
+        self._seen_unclaimed = unclaimed
+        return have_died or are_more
 
     async def carried_elsewhere(self, run_id: str) -> bool:
         """Whether a run has not ended and is another open store's, which is alive."""
         is_alive, own = self._opened().owners.is_alive, self._own_id
-        owners = self._read_here(lambda snapshot: reading.owners_of_unfinished(snapshot, run_id))
+        owners = self._read_here(lambda snapshot: reading.owners_of_unfinished(snapshot, [run_id]))
         return any(owner != own and is_alive(owner) for _, owner in owners)
 
     async def held_elsewhere(self, session_id: str) -> bool:

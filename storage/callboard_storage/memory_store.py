@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from callboard_protocol.drawing import DrawChange, Drawn
@@ -26,6 +26,7 @@ from callboard_storage import account_rows, keys, overtaking, posting, reading
 from callboard_storage.acknowledgements import Answer, deliver
 from callboard_storage.batch import FrameBatch, Table
 from callboard_storage.fencing import (
+    NOBODY,
     OWNER_BYTES,
     Holder,
     Refusals,
@@ -35,6 +36,7 @@ from callboard_storage.fencing import (
     holder_in,
     judge,
     own,
+    owned,
     refuse_if_locked,
 )
 from callboard_storage.quarantine import Quarantine
@@ -281,13 +283,25 @@ class MemoryStore:
         """Nothing ever arrives from elsewhere: there is nobody else."""
         return Arrivals(0, frozenset())
 
-    async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
+    async def read_claimable(self) -> Sequence[RunEntry]:
+        """The entries of unfinished runs: they belong to whoever has the store open."""
+        return await self.read_unfinished()
+
+    async def claim_unfinished(self, run_ids: Collection[str] | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs: they belong to whoever has the store open."""
         with self._lock:
             tables = self._snapshot()
-            claimed = claimable(reading.owners_of_unfinished(tables, run_id), self._owner, self._is_alive)
+            claimed = claimable(reading.owners_of_unfinished(tables, run_ids), self._owner, self._is_alive)
             tables.shared["unfinished"].update(dict.fromkeys(claimed, self._owner))
         return reading.unfinished(tables, None, self._quarantine.add, set(claimed))
+
+    async def release_unfinished(self, run_ids: Collection[str]) -> Collection[str]:
+        """Give up unfinished runs."""
+        with self._lock:
+            tables = self._snapshot()
+            released = owned(reading.owners_of_unfinished(tables, run_ids), self._owner)
+            tables.shared["unfinished"].update(dict.fromkeys(released, NOBODY))
+        return {key.decode() for key in released}
 
     @property
     def has_company(self) -> bool:

@@ -6,7 +6,7 @@ next await.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Literal, Protocol, TypeVar, cast
 
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError, UsageError
@@ -192,13 +192,12 @@ def unfinished(
     return entries
 
 
-def owners_of_unfinished(snapshot: Snapshot, run_id: str | None = None) -> Rows:
-    """Keys of unfinished runs and whose they are: all, or one's."""
-    if run_id is None:
+def owners_of_unfinished(snapshot: Snapshot, run_ids: Collection[str] | None = None) -> Rows:
+    """Keys of unfinished runs and whose they are: all, or those of some."""
+    if run_ids is None:
         return snapshot.rows("unfinished")
-    key = keys.run_key(run_id)
-    owner = snapshot.get("unfinished", key)
-    return [] if owner is None else [(key, owner)]
+    found = [(key, snapshot.get("unfinished", key)) for key in map(keys.run_key, run_ids)]
+    return [(key, owner) for key, owner in found if owner is not None]
 
 
 def is_held_elsewhere(

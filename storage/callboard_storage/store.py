@@ -7,7 +7,7 @@ conformance suite that every backend passes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -371,17 +371,35 @@ class Store(Protocol):
         """
         ...
 
-    async def claim_unfinished(self, run_id: str | None = None) -> Sequence[RunEntry]:
+    async def read_claimable(self) -> Sequence[RunEntry]:
+        """The entries that `claim_unfinished` would answer with, left to whom they are, in admission order."""
+        ...
+
+    async def claim_unfinished(self, run_ids: Collection[str] | None = None) -> Sequence[RunEntry]:
         """The entries of unfinished runs that are this open store's, in admission order.
 
         A run belongs to the open store that wrote its entry last. One whose owner is no longer alive is this store's
         from now on, so that of several processes on a directory exactly one carries it on.
 
         Args:
-            run_id: only this one.
+            run_ids: only these.
 
         Raises:
             StoreError: nothing was claimed.
+        """
+        ...
+
+    async def release_unfinished(self, run_ids: Collection[str]) -> Collection[str]:
+        """Give up unfinished runs, so that they are whose store claims them next.
+
+        Args:
+            run_ids: which; those that are not this open store's are left alone.
+
+        Returns:
+            Those that were.
+
+        Raises:
+            StoreError: nothing was given up.
         """
         ...
 
@@ -391,8 +409,8 @@ class Store(Protocol):
         ...
 
     async def others_died(self) -> bool:
-        """Whether there may be runs to claim: an owner that was alive at the last look, or at a claim, no longer is, or
-        an unfinished run is nobody's who is alive.
+        """Whether there may be runs to claim that there were not: since the last look, or a claim, an owner has died,
+        or an unfinished run has become nobody's who is alive.
         """
         ...
 

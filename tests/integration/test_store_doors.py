@@ -22,7 +22,11 @@ import pytest
 
 from callboard_protocol.errors import SessionLockedError, StoreError, StoreInUseError, StoreOpenError, StoreVersionError
 from callboard_protocol.records import StepCompleted
+from callboard_protocol.runs import RunRequest
+from callboard_protocol.sessions import RunEntry
+from callboard_protocol.states import RunState
 from callboard_storage import data_directory, doors
+from callboard_storage.committing import commit
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.locks import DirectoryTurn
 from callboard_storage.store import Fence
@@ -573,6 +577,22 @@ async def test_a_run_is_claimed_of_a_process_that_came_and_died_between_two_look
         assert await store.others_died() is True
         assert [entry.run_id for entry in await store.claim_unfinished()] == ["left"]
         assert await store.others_died() is False
+
+
+async def test_a_run_that_one_store_gives_up_is_news_for_the_others_once(directory):
+    async with opened(directory) as one, opened(directory) as other:
+        request = RunRequest(agent_id="agent", session_id="session", run_id="given", input_text="hello")
+        batch = one.batch("session")
+        batch.put_run(RunEntry(request=request, request_digest=b"d", state=RunState.QUEUED, order=1))
+        await commit(one, batch)
+        assert not await other.others_died()
+        assert await other.carried_elsewhere("given")
+        assert await one.release_unfinished(["given"]) == {"given"}
+        assert not await one.others_died()  # its own doing
+        assert [await other.others_died() for _ in range(3)] == [True, False, False]
+        assert [entry.run_id for entry in await other.claim_unfinished(["given"])] == ["given"]
+        assert await one.carried_elsewhere("given")
+        assert await one.claim_unfinished() == []
 
 
 async def test_a_directory_that_is_removed_while_open_takes_no_more_commits(directory):

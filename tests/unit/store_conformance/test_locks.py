@@ -145,5 +145,27 @@ async def test_unfinished_runs_of_an_earlier_opening_are_claimed_in_admission_or
     assert [entry.run_id for entry in await desk.store.claim_unfinished()] == ["c", "a", "b"]
 
 
+async def test_runs_are_claimed_by_their_ids_and_read_before_that_without_being_claimed(desk, make):
+    for order, run_id in enumerate(["a", "b", "c"]):
+        batch = desk.store.batch("session")
+        batch.put_run(make.entry(run_id, order=order))
+        await desk.commit(batch)
+    await desk.store.close()
+    await desk.store.open()
+    assert [entry.run_id for entry in await desk.store.read_claimable()] == ["a", "b", "c"]
+    assert await desk.store.release_unfinished(["a", "b", "c"]) == set()  # it has none of them yet
+    assert [entry.run_id for entry in await desk.store.claim_unfinished(["c", "a", "nowhere"])] == ["a", "c"]
+    assert await desk.store.release_unfinished(["a", "b", "c"]) == {"a", "c"}
+
+
+async def test_a_run_that_was_given_up_is_whose_who_claims_it_next(desk, make):
+    batch = desk.store.batch("session")
+    batch.put_run(make.entry())
+    await desk.commit(batch)
+    assert await desk.store.release_unfinished(["run", "nowhere"]) == {"run"}
+    assert not await desk.store.carried_elsewhere("run")
+    assert [entry.run_id for entry in await desk.store.claim_unfinished()] == ["run"]
+
+
 async def test_nobody_died_where_nobody_else_was(desk):
     assert not await desk.store.others_died()

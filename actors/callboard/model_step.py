@@ -24,7 +24,7 @@ from callboard_protocol.trusted import trusted
 
 _ONE_CALL = Amount(steps=1)
 _NOTHING_NEW = b""
-_DEFAULT_SETTINGS = ModelSettings()
+_DEFAULT_SETTINGS = ModelSettings.model_construct()
 _CHARACTERS_PER_TOKEN = 4
 """A common estimate for English text; a reservation needs an upper figure's order, not the tokenizer's."""
 

@@ -6,18 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
+from typing import TYPE_CHECKING
 
 from callboard_protocol.base import as_seconds
 from callboard_protocol.errors import CallboardError, UsageError
+
+if TYPE_CHECKING:
+    from tenacity import AsyncRetrying, RetryCallState
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +56,15 @@ def retrying(
         worth_it: whether an error is worth another attempt.
         sleep: waits so many seconds.
     """
+    # Most processes never try anything again, and importing Callboard should not cost them this.
+    from tenacity import (  # noqa: PLC0415
+        AsyncRetrying,
+        retry_if_exception,
+        stop_after_attempt,
+        wait_exponential,
+        wait_random,
+    )
+
     delay = as_seconds(retry.delay)
     backoff = wait_exponential(multiplier=delay, max=as_seconds(retry.max_delay)) + wait_random(0, delay / 2)
 

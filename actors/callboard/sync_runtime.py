@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from callboard.access import Agents, Runs, Sessions
 from callboard.accounts import Accounts
@@ -28,6 +26,9 @@ from callboard_protocol.messages import ContentPart
 from callboard_protocol.runs import OutputT_co, RunBudget, RunRequest, RunResult
 from callboard_protocol.tools import Decision
 from callboard_storage.store import Store
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -150,6 +151,9 @@ class SyncRuntime:
         """
         if self._portal is not None:
             raise UsageError("the runtime is open already", hint="open one SyncRuntime once; any thread may use it")
+        # Whoever has an event loop needs none of it, and importing Callboard should not cost them this.
+        from anyio.from_thread import start_blocking_portal  # noqa: PLC0415
+
         opening = start_blocking_portal("asyncio")
         self._portal = opening.__enter__()
         self._opening = opening

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from callboard_protocol.event_base import LiveEvent, RecordedEvent, RunEvent
-from callboard_protocol.messages import ToolCall, Usage
+from callboard_protocol.messages import NOTHING_CONSUMED, ToolCall, Usage
 from callboard_protocol.model_calls import FinishReason
 from callboard_protocol.runs import ErrorDetails
 
@@ -79,7 +79,7 @@ class LlmSucceeded(RecordedEvent, frozen=True):
     model: str
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    usage: Usage = Usage()
+    usage: Usage = NOTHING_CONSUMED
     finish_reason: FinishReason = "stop"
     duration: float = 0.0
     ttft: float | None = None

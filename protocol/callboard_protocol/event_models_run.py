@@ -6,7 +6,7 @@ from pydantic import AwareDatetime, Field
 
 from callboard_protocol.base import JsonObject
 from callboard_protocol.event_base import Event, RecordedEvent, RunEvent
-from callboard_protocol.runs import ErrorDetails, RunUsage, StopReason
+from callboard_protocol.runs import ErrorDetails, RunUsage, StopReason, nothing_used
 from callboard_protocol.tools import PendingCall
 
 
@@ -80,7 +80,7 @@ class RunCompleted(RecordedEvent, frozen=True):
 
     name: Literal["run.completed"] = "run.completed"
     final_output: Any = None
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = nothing_used()
     duration: float = 0.0
 
 
@@ -97,7 +97,7 @@ class RunFailed(RecordedEvent, frozen=True):
     name: Literal["run.failed"] = "run.failed"
     stop_reason: Literal["failed", "timeout", "max_steps", "budget_exhausted"] = "failed"
     error: ErrorDetails
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = nothing_used()
     duration: float = 0.0
 
 
@@ -112,7 +112,7 @@ class RunCancelled(RecordedEvent, frozen=True):
 
     name: Literal["run.cancelled"] = "run.cancelled"
     reason: str = ""
-    usage: RunUsage = RunUsage()
+    usage: RunUsage = nothing_used()
     duration: float = 0.0
 
 

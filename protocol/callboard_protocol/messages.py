@@ -1,6 +1,6 @@
 """What a conversation is made of: messages, content parts, tool calls, token usage."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 from pydantic_core import to_json
@@ -123,6 +123,10 @@ class Usage(Frozen):
     def total_tokens(self) -> int:
         """Tokens read and written."""
         return self.input_tokens + self.output_tokens
+
+
+NOTHING_CONSUMED: Final = Usage.model_construct()
+"""A default that is made without building its model's validator, which a process may never need."""
 
 
 def render_for_model(value: Any) -> str:

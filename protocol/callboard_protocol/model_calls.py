@@ -8,7 +8,7 @@ from typing_extensions import TypeVar
 
 from callboard_protocol.base import Duration, Frozen, JsonObject
 from callboard_protocol.commands import Live
-from callboard_protocol.messages import Message, ToolCall, Usage
+from callboard_protocol.messages import NOTHING_CONSUMED, Message, ToolCall, Usage
 from callboard_protocol.trusted import trusted
 
 ResponseOutputT = TypeVar("ResponseOutputT", default=str)
@@ -66,7 +66,7 @@ class ModelRequest(Frozen):
 
     messages: Live[Sequence[Message]]
     tools: Live[Sequence[ToolSchema]] = ()
-    settings: Live[ModelSettings] = ModelSettings()
+    settings: Live[ModelSettings] = ModelSettings.model_construct()
     output_schema: Live[JsonObject | None] = None
     agent_id: str = ""
     session_id: str = ""
@@ -87,9 +87,13 @@ class ModelResponse(Frozen, Generic[ResponseOutputT]):
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    usage: Usage = Usage()
+    usage: Usage = NOTHING_CONSUMED
     finish_reason: FinishReason = "stop"
     model: str = ""
+
+    def __class_getitem__(cls, output: Any) -> type:
+        """The class itself: no field is of the type that `output` has."""
+        return cls
 
     @property
     def output(self) -> ResponseOutputT:

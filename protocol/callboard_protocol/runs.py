@@ -135,7 +135,7 @@ class RunUsage(Frozen):
         return self.input_tokens + self.output_tokens
 
 
-_NOTHING_USED = RunUsage()
+_NOTHING_USED = RunUsage.model_construct()
 
 
 def nothing_used() -> RunUsage:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from callboard_protocol.base import build_models
 from callboard_protocol.drawing import DrawChange, Drawn
 from callboard_protocol.errors import CallboardError, DamagedRecordError, ForkedError, StoreClosedError
 from callboard_protocol.letters import Letter
@@ -98,6 +99,7 @@ class LmdbStore:
         """
         if self._directory is not None:
             return
+        build_models()  # reads decode on threads of their own
         if self._verify_first:
             # What looks after a directory takes as long to import as all else that opens one.
             from callboard_storage.upkeep.verifying import refuse_damaged_pages  # noqa: PLC0415

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
+from callboard_protocol.base import build_models
 from callboard_protocol.drawing import DrawChange, Drawn
 from callboard_protocol.errors import CallboardError, DamagedRecordError, StoreClosedError
 from callboard_protocol.letters import Letter
@@ -211,6 +212,7 @@ class MemoryStore:
 
     async def open(self) -> None:
         """Open it; nothing can fail."""
+        build_models()
         self._owner = self._owner or secrets.token_bytes(OWNER_BYTES)
 
     async def close(self) -> None:

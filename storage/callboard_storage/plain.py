@@ -118,7 +118,15 @@ def _plan_of(model: type[Any]) -> Plan:
         is_tag = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
         if is_tag or default is PydanticUndefined:
             default = _ALWAYS_WRITTEN
-        elif isinstance(default, BaseModel) and default == type(default)():
+        elif isinstance(default, BaseModel) and _holds_defaults(default):
             default = _EMPTY_MODEL
         plan.append((name, default))
     return tuple(plan)
+
+
+def _holds_defaults(model: BaseModel) -> bool:
+    """Whether a model is one of defaults only; not by making another, for which pydantic would build its validator."""
+    values = vars(model)
+    return all(
+        values[name] == field.get_default(call_default_factory=True) for name, field in type(model).model_fields.items()
+    )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -69,5 +70,29 @@ def test_importing_callboard_pulls_in_no_engine_and_no_command_line() -> None:
         [sys.executable, "-c", "import sys, callboard; print(*sys.modules)"],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout.split()  # fmt: skip
-    for package in ("lmdb", "typer", "rich", "openai", "mcp", "opentelemetry", "langgraph"):
+    for package in ("lmdb", "typer", "rich", "openai", "mcp", "opentelemetry", "langgraph", "anyio", "tenacity"):
         assert package not in loaded
+
+
+def test_importing_callboard_builds_no_validator() -> None:
+    script = """
+        import callboard
+        from pydantic import BaseModel
+
+        def below(model):
+            for one in model.__subclasses__():
+                yield one
+                yield from below(one)
+
+        def built():
+            return sorted(one.__name__ for one in {*below(BaseModel)} if one.__pydantic_complete__)
+
+        print(built())
+        from callboard_protocol.base import Frozen, build_models
+        build_models()
+        print({*below(Frozen)} == {one for one in below(Frozen) if one.__pydantic_complete__})
+    """
+    told = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert told == "[]\nTrue\n"

@@ -1,6 +1,6 @@
 """What every message between actors is made of."""
 
-from typing import Annotated, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
@@ -22,3 +22,7 @@ class Command(BaseModel):
 
 class Request(Command, Generic[ReplyT]):
     """A message whose answer has the type `ReplyT`."""
+
+    def __class_getitem__(cls, reply: Any) -> type:
+        """The class itself: pydantic would make and build another one for each type of answer."""
+        return cls

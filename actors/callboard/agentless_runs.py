@@ -21,6 +21,7 @@ class AgentlessRuns:
     """
 
     def __init__(self, in_hand: RunsInHand) -> None:
+        self._in_hand = in_hand
         self._store = in_hand.store
         self._tickets = in_hand.tickets
         self._agents = in_hand.agents
@@ -30,7 +31,7 @@ class AgentlessRuns:
         if not self._store.has_company:
             return await self._store.claim_unfinished()
         unclaimed = {entry.run_id: entry for entry in await self._store.read_claimable()}
-        for run_id in [run_id for run_id in unclaimed if self._is_in_hand(run_id)]:
+        for run_id in [run_id for run_id in unclaimed if self._in_hand.carries(run_id)]:
             del unclaimed[run_id]
         own = [run_id for run_id, entry in unclaimed.items() if await self._belongs_here(entry, unclaimed)]
         left = unclaimed.keys() - own
@@ -49,10 +50,6 @@ class AgentlessRuns:
         # Whoever has come by its agent or is being ended meanwhile claims the run again as it writes.
         return [trees[run_id] for run_id in released if trees[run_id].agent is None and trees[run_id].task is None]
 
-    def _is_in_hand(self, run_id: str) -> bool:
-        ticket = self._tickets.get(run_id)
-        return ticket is not None and not ticket.is_elsewhere
-
     async def _belongs_here(self, entry: RunEntry, unclaimed: Mapping[str, RunEntry]) -> bool:
         """Whether this process has the agent of a run; of a delegated one, whether it has the run that waits for it, or
         nobody has, since that has ended.
@@ -63,7 +60,7 @@ class AgentlessRuns:
         above = unclaimed.get(parent_id)
         if above is not None:
             return await self._belongs_here(above, unclaimed)
-        if self._is_in_hand(parent_id):
+        if self._in_hand.carries(parent_id):
             return True
         above = await self._store.read_run(parent_id)
         return above is None or above.state in FINAL

@@ -203,7 +203,6 @@ class Children:
         self._neighbours.forget(ticket.run_id)
         ticket.is_elsewhere = False
         self._attach(ticket, parent)
-        ticket.is_elsewhere = False
         ticket.accept()
         ticket.has_mail = ticket.is_recovered = True
         if ticket.entry.state == RunState.SUSPENDED:

@@ -112,7 +112,7 @@ class Neighbours:
         return self._recovers and self._store.has_company
 
     def take_over_soon(self) -> None:
-        """Take over what others have been left for want of an agent, if this process can carry it on now."""
+        """Take over what was left to others for want of an agent, if this process has that by now."""
         if self.may_take_over:
             self._owes_taking_over = True
             self._is_wanted.set()

@@ -100,6 +100,11 @@ class RunsInHand:
                 )
             ticket = ticket.parent
 
+    def carries(self, run_id: str) -> bool:
+        """Whether a run is this process's, rather than another's which is only followed."""
+        ticket = self.tickets.get(run_id)
+        return ticket is not None and not ticket.is_elsewhere
+
     def find_agent(self, ticket: RunTicket) -> bool:
         """Give a run without an agent the one that is registered for it by now; whether it has one."""
         if ticket.agent is None:

@@ -115,23 +115,30 @@ class TakingOver:
     async def found(self, run_id: str) -> RunTicket | None:
         """The ticket of a run that has not ended: in hand, else taken over if nobody alive has it, else followed."""
         ticket = self._tickets.get(run_id)
-        if ticket is not None:
+        if ticket is not None and not await self._is_left_alone(ticket):
             return ticket
         entry = await self._store.read_run(run_id)
         if entry is None or entry.state in FINAL:
-            return None
-        ticket = self._tickets.get(run_id)
+            return ticket
+        known = self._tickets.get(run_id)
+        if known is not ticket:
+            return known
         if ticket is None:
             ticket = self._in_hand.ticket_of(entry)
-            await self.take_over_or_follow(ticket)
+        ticket.entry = entry
+        await self.take_over_or_follow(ticket)
         return ticket
+
+    async def _is_left_alone(self, ticket: RunTicket) -> bool:
+        """Whether a run that is followed is nobody's: those that are there have no agent for it."""
+        return ticket.is_elsewhere and not await self._store.carried_elsewhere(ticket.run_id)
 
     async def letter_came(self, run_id: str) -> None:
         """A letter was posted here; if nobody carries its run, this process does from now on, if it has its agent, and
         those of the runs that wait for it. Otherwise it leaves the run to one that has.
         """
         above: str | None = run_id
-        while above is not None and above not in self._tickets:
+        while above is not None and not self._in_hand.carries(above):
             entry = await self._store.read_run(above)
             if entry is None or entry.request.agent_id not in self._in_hand.agents:
                 return

@@ -192,12 +192,14 @@ async def test_registering_the_agent_takes_over_what_was_left_for_want_of_it(tmp
         assert runtime.stats().completed == 1
 
 
-async def test_a_run_that_is_left_for_want_of_its_agent_can_be_cancelled_anywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["one that had parked it", "one that came later"])
+async def test_a_run_that_is_left_for_want_of_its_agent_can_be_cancelled_anywhere(tmp_path: Path, by: str) -> None:
     with process(tmp_path, "the first", "delegate"):
         pass
     async with opened(tmp_path, stranger()) as company, opened(tmp_path, stranger()) as runtime:
         await come_about(lambda: company.stats().parked == 0)
-        assert await asyncio.wait_for(runtime.cancel("held"), PATIENCE) is True
-        assert (await company.wait("held")).stop_reason == "cancelled"
+        one, other = (company, runtime) if by == "one that had parked it" else (runtime, company)
+        assert await asyncio.wait_for(one.cancel("held"), PATIENCE) is True
+        assert (await asyncio.wait_for(other.wait("held"), PATIENCE)).stop_reason == "cancelled"
         for entry in await runtime.runs.list():
             assert (await asyncio.wait_for(runtime.wait(entry.run_id), PATIENCE)).stop_reason == "cancelled"

@@ -127,7 +127,7 @@ class TakingOver:
             ticket = self._in_hand.ticket_of(entry)
         ticket.entry = entry
         await self.take_over_or_follow(ticket)
-        return ticket
+        return self._tickets.get(run_id, ticket)
 
     async def _is_left_alone(self, ticket: RunTicket) -> bool:
         """Whether a run that is followed is nobody's: those that are there have no agent for it."""
@@ -176,9 +176,9 @@ class TakingOver:
             return  # its attempt has found out by itself
         self._admission.withdraw(ticket.run_id, ticket.session_id)
         self._admission.release(ticket.run_id, ticket.session_id)
-        stored = await self._store.read_run(ticket.run_id)
+        self._tickets[ticket.run_id] = ticket  # from now on whoever asks for the run finds this one
         try:
-            self._tickets[ticket.run_id] = ticket
+            stored = await self._store.read_run(ticket.run_id)
             await self.submitted_before(ticket, _known(ticket.run_id, stored))
         except BaseException as problem:
             self._tickets.pop(ticket.run_id, None)
@@ -255,9 +255,11 @@ class TakingOver:
                 await self._children.take_over(ticket)
             else:
                 self._watch_elsewhere(ticket)
-        elif await self._store.claim_unfinished([ticket.run_id]):
-            if self._tickets.get(ticket.run_id, ticket) is not ticket:
-                return  # somebody else of this process was quicker
+            return
+        is_claimed = bool(await self._store.claim_unfinished([ticket.run_id]))
+        if self._tickets.get(ticket.run_id, ticket) is not ticket:
+            return  # somebody else of this process was quicker
+        if is_claimed:
             self._take_over(ticket)
             await self._letters.look(ticket)
             self._queue.admit()
@@ -265,7 +267,8 @@ class TakingOver:
             self._watch_elsewhere(ticket)
 
     def _watch_elsewhere(self, ticket: RunTicket) -> None:
-        self._tickets[ticket.run_id] = ticket
+        if self._tickets.setdefault(ticket.run_id, ticket) is not ticket:
+            return  # who asked for the run meanwhile waits for another ticket of it
         ticket.is_elsewhere = True
         ticket.accept()
         self._neighbours.follow(ticket)

@@ -124,3 +124,14 @@ async def test_a_run_that_two_processes_resume_at_the_same_moment_is_carried_by_
         assert len(outputs) == 1
         assert await as_the_store_has_it(one, "r") == RunState.COMPLETED
     assert len(noted) == 2
+
+
+async def test_whoever_asks_for_a_run_of_another_process_at_the_same_moment_is_answered(place: Any) -> None:
+    held = asyncio.Event()
+    one = Runtime([carrier("one", [], held)], store=LmdbStore(place.data, map_size=MAP_SIZE), drain_timeout=0)
+    other = Runtime([carrier("other", [])], store=LmdbStore(place.data, map_size=MAP_SIZE))
+    async with one, other, asyncio.timeout(30):
+        await one.submit("worker", "go", run_id="r", session_id="s")
+        waiting = [asyncio.create_task(other.wait("r")) for _ in range(3)]
+        assert await other.cancel("r") is True
+        assert {(await result).stop_reason for result in waiting} == {"cancelled"}

@@ -173,16 +173,19 @@ class MemoryActor(Actor[InjectMemory | WriteBackMemory | KeepMemory | AbandonMem
                 outcome = MemoryOutcome(await ask(held))
             except Exception as problem:  # noqa: BLE001  (whatever a memory raises is what came of asking it)
                 outcome = MemoryOutcome(error=problem)
-        except BaseException as problem:
+        except BaseException as problem:  # noqa: BLE001  (an interrupt within it must not pass through the loop)
             if not reply.done():
                 reply.set_exception(problem)
             elif not isinstance(problem, asyncio.CancelledError):
-                logger.exception("the store failed a memory that nobody waits for any more")
+                self._log_unheard(problem)
             return
         if not reply.done():
             reply.set(outcome)
         elif outcome.error is not None:
-            logger.warning("%s failed as it was cancelled", type(self._memory).__name__, exc_info=outcome.error)
+            self._log_unheard(outcome.error)
+
+    def _log_unheard(self, problem: BaseException) -> None:
+        logger.warning("%s failed, and nobody waits for it any more", type(self._memory).__name__, exc_info=problem)
 
     async def _entries(self) -> dict[str, Any]:
         if self._held is None:

@@ -109,7 +109,7 @@ from callboard_protocol.runs import (
 from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_protocol.tools import Allow, Decision, Deny, Happened, NotHappened, PendingCall, Unknown
-from callboard_storage.store import Deletion, QuarantinedRecord
+from callboard_storage.store_values import Deletion, QuarantinedRecord
 
 __all__ = [
     "Account",

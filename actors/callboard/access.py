@@ -30,7 +30,7 @@ from callboard_protocol.records import StepCompleted
 from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import RunEntry, SessionArtifact, SessionCheckpoint, SessionHead, step_of_checkpoint
 from callboard_protocol.states import RunState
-from callboard_storage.store import Deletion
+from callboard_storage.store_values import Deletion
 
 _PAGE = 500
 

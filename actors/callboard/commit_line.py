@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 from callboard.kernel import LoopFuture
 from callboard.room import FIRST_DELAY, next_delay
 from callboard_protocol.errors import CallboardError, StoreFullError
-from callboard_storage.store import Batch, Fence, Store
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence
 
 AnswerT = TypeVar("AnswerT")
 

@@ -7,7 +7,8 @@ from callboard.checkpoints import fold_at, rewind_marker
 from callboard_protocol.errors import FencedError, SessionExistsError, UnknownSessionError
 from callboard_protocol.sessions import SessionHead
 from callboard_storage.committing import commit
-from callboard_storage.store import Fence, Store
+from callboard_storage.store import Store
+from callboard_storage.store_values import Fence
 
 
 async def fork_session(store: Store, source: str, target: str, checkpoint_id: str | None) -> SessionHead:

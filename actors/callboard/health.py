@@ -8,7 +8,7 @@ from typing import Literal
 
 from callboard.kernel import SystemHealth
 from callboard.loop_watchdog import LoopBlock
-from callboard_storage.store import QuarantinedRecord, WriteStall
+from callboard_storage.store_values import QuarantinedRecord, WriteStall
 
 
 @dataclass(frozen=True, slots=True, repr=False)

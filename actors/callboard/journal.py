@@ -29,7 +29,7 @@ from callboard_protocol.runs import RunArtifact
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint
 from callboard_protocol.tools import Question
 from callboard_protocol.trusted import trusted
-from callboard_storage.store import StoredRecord
+from callboard_storage.store_values import StoredRecord
 
 _NOT_THE_PATTERNS = frozenset({"map", "inject", "writeback", "validation", "compaction"})
 """Kinds of records that a pattern does not come by as it asks for its steps."""

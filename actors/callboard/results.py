@@ -10,7 +10,8 @@ from callboard.entries import result_of
 from callboard_protocol.records import LogRecord, OutcomeVoided, RunBegan, RunEnded, StepCompleted
 from callboard_protocol.runs import RunArtifact, RunResult
 from callboard_protocol.sessions import RunEntry
-from callboard_storage.store import Store, StoredRecord
+from callboard_storage.store import Store
+from callboard_storage.store_values import StoredRecord
 
 _PAGE = 256
 

@@ -23,7 +23,7 @@ from callboard_protocol.runs import ErrorDetails, RunBudget
 from callboard_protocol.session_fold import SessionFold
 from callboard_protocol.sessions import RunEntry, SessionHead
 from callboard_protocol.states import RunState
-from callboard_storage.store import StoredRecord
+from callboard_storage.store_values import StoredRecord
 
 if TYPE_CHECKING:
     from callboard.journal import RunJournal

@@ -25,7 +25,8 @@ from callboard_protocol.commands import RecoverRuns
 from callboard_protocol.errors import RuntimeClosedError, UsageError
 from callboard_protocol.failures import describe
 from callboard_storage.open_store import open_store
-from callboard_storage.store import QuarantinedRecord, Store
+from callboard_storage.store import Store
+from callboard_storage.store_values import QuarantinedRecord
 
 
 class RuntimeLife:

@@ -32,7 +32,8 @@ from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, Session
 from callboard_protocol.states import RunState
 from callboard_protocol.trusted import trusted
 from callboard_storage.committing import commit
-from callboard_storage.store import Batch, Fence, Lease, Store, StoredRecord
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence, Lease, StoredRecord
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from callboard_protocol.records import LogRecord, StepCompleted, call_id_of
 from callboard_protocol.runs import DelegatedOutcome
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import FINAL
-from callboard_storage.store import Store, StoredRecord
+from callboard_storage.store import Store
+from callboard_storage.store_values import StoredRecord
 
 _PAGE: Final = 64
 

@@ -12,7 +12,7 @@ from callboard_storage.batch import FrameBatch
 from callboard_storage.chunks import HOLDING_TABLES
 from callboard_storage.fencing import Holder, Verdict, check_shape, judge
 from callboard_storage.lmdb_environment import ReadOnlyEnvironment
-from callboard_storage.store import Fence, Lease
+from callboard_storage.store_values import Fence, Lease
 
 ROUNDS = 5
 """Each part is timed so often, and the least is taken: what else the machine does can only add."""

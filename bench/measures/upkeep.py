@@ -11,7 +11,7 @@ from callboard_protocol.records import LogRecord, StepCompleted
 from callboard_protocol.sessions import SessionHead
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 RECORDS_PER_SESSION = 100
 AT_ONCE = 50

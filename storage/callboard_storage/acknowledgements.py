@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from callboard_protocol.errors import CallboardError
 from callboard_storage.fencing import Committer, Refusals
-from callboard_storage.store import Acknowledge
+from callboard_storage.store_values import Acknowledge
 
 Answer: TypeAlias = tuple[Committer, Acknowledge, CallboardError | None]
 """Whose batch it was, whom to tell, and what."""

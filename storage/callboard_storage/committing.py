@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from callboard_protocol.errors import CallboardError
-from callboard_storage.store import Batch, Fence, Store
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence
 
 
 async def commit(store: Store, batch: Batch, fence: Fence | None = None) -> None:

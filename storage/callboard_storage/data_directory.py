@@ -25,7 +25,7 @@ from callboard_storage.lmdb_engine import LARGEST_MAP
 from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.locks import DirectoryTurn, Owner, Owners, one_opens_at_a_time
 from callboard_storage.room import DEFAULT_FREE_BYTES, Room
-from callboard_storage.store import WriteStall
+from callboard_storage.store_values import WriteStall
 from callboard_storage.write_queue import WriteQueue
 from callboard_storage.writer import StoreWriter, Wake
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from callboard_storage import keys
 from callboard_storage.fencing import holder_in, refuse_if_locked
 from callboard_storage.lmdb_transactions import WriteTransaction
-from callboard_storage.store import Deletion
+from callboard_storage.store_values import Deletion
 
 
 def delete_rows(transaction: WriteTransaction, session_id: str, is_alive: Callable[[bytes], bool]) -> Deletion:

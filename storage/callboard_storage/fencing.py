@@ -24,7 +24,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from callboard_protocol.errors import CallboardError, FencedError, SessionLockedError, UsageError
 from callboard_storage.batch import FrameBatch
-from callboard_storage.store import Batch, Fence
+from callboard_storage.store import Batch
+from callboard_storage.store_values import Fence
 
 OWNER_BYTES: Final = 16
 """How long an owner's id is: random, so that nobody ever has it again."""

@@ -12,7 +12,6 @@ import secrets
 import sys
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -25,7 +24,7 @@ from callboard_protocol.runs import RunBudget
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_storage import account_rows, keys, overtaking, posting, reading
 from callboard_storage.acknowledgements import Answer, deliver
-from callboard_storage.batch import FrameBatch, Table
+from callboard_storage.batch import FrameBatch
 from callboard_storage.fencing import (
     NOBODY,
     OWNER_BYTES,
@@ -40,13 +39,13 @@ from callboard_storage.fencing import (
     owned,
     refuse_if_locked,
 )
+from callboard_storage.memory_tables import MemorySession, MemoryTables
 from callboard_storage.quarantine import Quarantine
-from callboard_storage.reading import Rows
 from callboard_storage.room import Room, Space, check_limits
-from callboard_storage.store import (
+from callboard_storage.store import Batch
+from callboard_storage.store_values import (
     Acknowledge,
     Arrivals,
-    Batch,
     Deletion,
     Fence,
     Lease,
@@ -57,132 +56,6 @@ from callboard_storage.store import (
 )
 
 ResultT = TypeVar("ResultT")
-
-
-class _Session:
-    """What is kept of one session; a record's sequence is its place in the list."""
-
-    __slots__ = ("log", "tables")
-
-    def __init__(self) -> None:
-        self.log: list[tuple[bytes, bytes]] = []
-        self.tables: dict[Table, dict[bytes, bytes]] = {}
-
-
-class _Tables:
-    """Everything a memory store holds; a `Snapshot` of itself."""
-
-    def __init__(self) -> None:
-        self.sessions: dict[bytes, _Session] = {}
-        self.shared: dict[Table, dict[bytes, bytes]] = {
-            "heads": {},
-            "runs": {},
-            "unfinished": {},
-            "locks": {},
-            "accounts": {},
-            "charges": {},
-            "draws": {},
-        }
-        self.bytes_used = 0
-        self._sorted: dict[Table, list[bytes]] = {}
-
-    def session(self, prefix: bytes) -> _Session:
-        found = self.sessions.get(prefix)
-        if found is None:
-            found = self.sessions[prefix] = _Session()
-        return found
-
-    def change(self, session: _Session, table: Table, key: bytes, value: bytes | None) -> None:
-        if table in self.shared:
-            self.share(table, key, value)
-        else:
-            self._put(session.tables.setdefault(table, {}), key, value)
-
-    def share(self, table: Table, key: bytes, value: bytes | None) -> None:
-        rows = self.shared[table]
-        if (key in rows) == (value is None):
-            self._sorted.pop(table, None)
-        self._put(rows, key, value)
-
-    def _put(self, rows: dict[bytes, bytes], key: bytes, value: bytes | None) -> None:
-        before = rows.pop(key, b"")
-        self.bytes_used -= len(before)
-        if value is not None:
-            rows[key] = value
-            self.bytes_used += len(value)
-
-    def change_all(self, session: _Session, batch: FrameBatch) -> None:
-        for table, key, value in batch.changes:
-            self.change(session, table, key, value)
-        for prefix in batch.done_with:
-            for key in [key for key in session.tables.get("letters", {}) if key.startswith(prefix)]:
-                self.change(session, "letters", key, None)
-
-    def delete_session(self, prefix: bytes) -> Deletion:
-        session = self.sessions.pop(prefix, None)
-        if session is None:
-            return Deletion()
-        runs = session.tables.pop("session_runs", {})
-        self.bytes_used -= sum(len(frame) for _, frame in session.log)
-        self.bytes_used -= sum(len(frame) for rows in session.tables.values() for frame in rows.values())
-        heads = ended = 0
-        if prefix[:-1] in self.shared["heads"]:
-            self.change(session, "heads", prefix[:-1], None)
-            heads = 1
-        self.change(session, "locks", prefix[:-1], None)
-        for key in runs:
-            run = key[len(prefix) :]
-            if run in self.shared["unfinished"]:
-                self.session(prefix).tables.setdefault("session_runs", {})[key] = b""
-            else:
-                self.change(session, "runs", run, None)
-                ended += 1
-        return Deletion(
-            records=len(session.log),
-            heads=heads,
-            checkpoints=len(session.tables.get("checkpoints", {})),
-            memory=len(session.tables.get("memory", {})),
-            runs=ended,
-            letters=len(session.tables.get("letters", {})),
-        )
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        rows = self.shared.get(table)
-        if rows is None:
-            session = self.sessions.get(key[: key.index(b"\0") + 1])
-            rows = {} if session is None else session.tables.get(table, {})
-        return rows.get(key)
-
-    def chunk(self, key: bytes) -> bytes | None:
-        return None  # every frame is in its row
-
-    def last_number(self, prefix: bytes) -> int:
-        session = self.sessions.get(prefix[: prefix.index(b"\0") + 1])
-        letters = {} if session is None else session.tables.get("letters", {})
-        return max((keys.sequence_of(key) for key in letters if key.startswith(prefix)), default=-1)
-
-    def rows(self, table: Table, after: bytes | None = None, limit: int | None = None) -> Rows:
-        rows = self.shared[table]
-        ordered = self._sorted.get(table)
-        if ordered is None:
-            ordered = self._sorted[table] = sorted(rows)
-        start = 0 if after is None else bisect_right(ordered, after)
-        return [(key, rows[key]) for key in ordered[start : None if limit is None else start + max(limit, 0)]]
-
-    def session_rows(self, table: Table, prefix: bytes) -> Rows:
-        session = self.sessions.get(prefix)
-        return [] if session is None else sorted(session.tables.get(table, {}).items())
-
-    def last_sequence(self, prefix: bytes) -> int:
-        session = self.sessions.get(prefix)
-        return -1 if session is None else len(session.log) - 1
-
-    def log_rows(self, prefix: bytes, start: int, stop: int) -> Rows:
-        session = self.sessions.get(prefix)
-        return [] if session is None else session.log[start:stop]
-
-    def newest_release(self) -> str:
-        return ""
 
 
 class MemoryStore:
@@ -197,7 +70,7 @@ class MemoryStore:
 
     def __init__(self, *, max_bytes: int | None = None) -> None:
         check_limits(max_bytes, None)
-        self._tables = _Tables()
+        self._tables = MemoryTables()
         self._room = Room(max_bytes, 0)
         self._is_bounded = max_bytes is not None
         self._refusals = Refusals()
@@ -336,7 +209,7 @@ class MemoryStore:
         is_alive = self._is_alive if for_the_dead else None
         return self._change_account(lambda tables: account_rows.drawn(tables, name, changes, self._owner, is_alive))
 
-    def _change_account(self, ask: Callable[[_Tables], account_rows.AccountChanges | None]) -> Drawn | None:
+    def _change_account(self, ask: Callable[[MemoryTables], account_rows.AccountChanges | None]) -> Drawn | None:
         with self._lock:
             tables = self._snapshot()
             changes = ask(tables)
@@ -436,11 +309,11 @@ class MemoryStore:
         if not self._owner:
             raise StoreClosedError("the store is not open")
 
-    def _snapshot(self) -> _Tables:
+    def _snapshot(self) -> MemoryTables:
         self._check_open()
         return self._tables
 
-    def _read(self, work: Callable[[_Tables], ResultT]) -> ResultT:
+    def _read(self, work: Callable[[MemoryTables], ResultT]) -> ResultT:
         try:
             return work(self._snapshot())
         except DamagedRecordError as error:
@@ -491,7 +364,7 @@ class MemoryStore:
             refusal = overtaking.refusal(batch, self._tables, self._is_alive)
         return refusal
 
-    def _pass_lock(self, batch: FrameBatch, session: _Session, fence: Fence, lease: Lease) -> None:
+    def _pass_lock(self, batch: FrameBatch, session: MemorySession, fence: Fence, lease: Lease) -> None:
         """Take the session's lock with a batch that is written, or give it back."""
         key = batch.prefix[:-1]
         if fence.gives:

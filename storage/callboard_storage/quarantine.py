@@ -17,7 +17,7 @@ from callboard_protocol._version import __version__
 from callboard_protocol.errors import DamagedRecordError, UnknownSchemaError
 from callboard_storage import keys
 from callboard_storage.batch import FrameBatch
-from callboard_storage.store import QuarantinedRecord
+from callboard_storage.store_values import QuarantinedRecord
 
 logger = logging.getLogger(__name__)
 

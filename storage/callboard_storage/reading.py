@@ -18,7 +18,7 @@ from callboard_storage.batch import Table
 from callboard_storage.codec import moved
 from callboard_storage.fencing import Holder, holder_in
 from callboard_storage.quarantine import SetAside, located
-from callboard_storage.store import StoredRecord
+from callboard_storage.store_values import StoredRecord
 
 ModelT = TypeVar("ModelT")
 

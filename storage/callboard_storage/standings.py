@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from callboard_storage.batch import FrameBatch
 from callboard_storage.fencing import Holder, holder_in
 from callboard_storage.lmdb_transactions import WriteTransaction
-from callboard_storage.store import Lease
+from callboard_storage.store_values import Lease
 
 MOST_SESSIONS: Final = 65_536
 """How many sessions are known at a time; past that everything is forgotten, and the tables are asked."""

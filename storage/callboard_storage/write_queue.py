@@ -11,7 +11,7 @@ from typing import Any
 from callboard_protocol.errors import CallboardError
 from callboard_storage.batch import FrameBatch
 from callboard_storage.lmdb_transactions import WriteTransaction
-from callboard_storage.store import Acknowledge, Fence
+from callboard_storage.store_values import Acknowledge, Fence
 from callboard_storage.uploads import Upload
 from callboard_storage.write_turn import WriteTurn
 

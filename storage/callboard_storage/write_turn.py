@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from callboard_storage.locks import Owners
-from callboard_storage.store import StallCause, WriteStall
+from callboard_storage.store_values import StallCause, WriteStall
 
 SECONDS_UNTIL_STALLED: Final = 2.0
 """More than any ordinary transaction takes."""

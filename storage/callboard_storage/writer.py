@@ -28,7 +28,7 @@ from callboard_storage.lmdb_transactions import ReadTransaction, WriteTransactio
 from callboard_storage.locks import Owners
 from callboard_storage.room import Room
 from callboard_storage.standings import Standings
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.uploads import Rows, Upload
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 

@@ -24,7 +24,7 @@ import asyncio, sys
 from callboard_protocol.records import StepCompleted
 from callboard_storage.committing import commit
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 async def start(directory, name):
     store = LmdbStore(directory)

@@ -14,7 +14,7 @@ import pytest
 from callboard_protocol.records import StepCompleted
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.upkeep.compacting import STAGING
 
 RECORDS = 60

@@ -29,7 +29,7 @@ from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry
 from callboard_storage.committing import commit
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 async def main():
     store = LmdbStore(sys.argv[1], map_size=1 << 34)

@@ -17,7 +17,7 @@ from callboard_protocol.errors import StoreError, StoreInUseError
 from callboard_protocol.records import StepCompleted
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.upkeep.migrating import KEPT, STAGING
 
 RECORDS = 50

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from callboard_protocol.errors import CallboardError
 from callboard_protocol.sessions import MemoryEntry
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import StoredRecord
+from callboard_storage.store_values import StoredRecord
 
 WRITTEN = "written"
 """The entry of a session's memory that the commits in between write."""

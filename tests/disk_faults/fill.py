@@ -13,7 +13,7 @@ from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 SESSIONS = 120
 DELETED = 8

@@ -23,7 +23,7 @@ from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_storage import doors, lmdb_engine
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 SESSIONS = 4
 RECORDS_PER_BATCH = 2

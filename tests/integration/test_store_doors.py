@@ -29,7 +29,7 @@ from callboard_storage import data_directory, doors
 from callboard_storage.committing import commit
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.locks import DirectoryTurn
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,7 @@ from pathlib import Path
 from callboard_protocol.errors import *
 from callboard_protocol.records import StepCompleted
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 async def append(store, first=0, lease=None):
     loop = asyncio.get_running_loop()

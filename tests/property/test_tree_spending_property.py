@@ -22,7 +22,7 @@ from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunState
 from callboard_storage.committing import commit
 from callboard_storage.memory_store import MemoryStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 limits = st.builds(Limits, st.none() | st.integers(0, 9), st.none(), st.none() | st.integers(0, 60), st.none())
 

@@ -26,7 +26,7 @@ from callboard import (
     tool,
 )
 from callboard_protocol.states import RunState
-from callboard_storage.store import Deletion
+from callboard_storage.store_values import Deletion
 
 pytestmark = pytest.mark.anyio
 

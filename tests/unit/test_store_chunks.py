@@ -19,7 +19,7 @@ from callboard_protocol.states import RunState
 from callboard_storage import chunks, uploads
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.lmdb_transactions import LongRead, WriteTransaction
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.write_queue import Operation
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,7 @@ from callboard_protocol.states import RunState
 from callboard_storage import codec
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.schemas import PARTS, Schema, Schemas
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ import asyncio, os, sys
 from callboard_protocol.records import StepCompleted
 from callboard_protocol.sessions import MemoryEntry
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 async def work(store, session_id):
     loop = asyncio.get_running_loop()

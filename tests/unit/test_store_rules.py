@@ -18,7 +18,7 @@ from callboard_storage.fencing import Holder, Refusals, Verdict, claimable, hold
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
 from callboard_storage.open_store import open_store
-from callboard_storage.store import Fence, Lease
+from callboard_storage.store_values import Fence, Lease
 from callboard_storage.write_queue import Commit, Operation, WriteQueue
 
 

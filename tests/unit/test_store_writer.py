@@ -26,7 +26,7 @@ from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_storage.room import MIB
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.write_queue import Operation
 from callboard_storage.writer import StoreWriter, Wake
 
@@ -192,7 +192,7 @@ import asyncio, sys
 from callboard_protocol.records import StepCompleted
 from callboard_storage.committing import commit
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 async def main():
     store = LmdbStore(sys.argv[1], map_size=1 << 30)
@@ -554,7 +554,7 @@ import asyncio, sys, time
 from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_protocol.records import StepCompleted
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 commit = WriteTransaction.commit
 

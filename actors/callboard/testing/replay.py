@@ -26,7 +26,7 @@ from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunState
 from callboard_storage.committing import commit
 from callboard_storage.memory_store import MemoryStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.upkeep import ExportedSession, export_page, read_session
 
 Verdict = Literal["fits", "misfit", "past its end"]

@@ -25,7 +25,8 @@ from callboard_protocol.sessions import (
 from callboard_protocol.states import UNFINISHED
 from callboard_storage.codec import CODEC
 from callboard_storage.committing import commit
-from callboard_storage.store import Batch, Fence, Store
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence
 from callboard_storage.upkeep.exporting import FORMAT
 from callboard_storage.upkeep.plain_json import from_json
 from callboard_storage.upkeep.report import ImportReport

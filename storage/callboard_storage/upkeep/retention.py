@@ -8,7 +8,8 @@ from datetime import timedelta
 
 from callboard_protocol.errors import DamagedRecordError, RuntimeBusyError, UnknownSessionError, UsageError
 from callboard_protocol.sessions import SessionHead
-from callboard_storage.store import Deletion, Store
+from callboard_storage.store import Store
+from callboard_storage.store_values import Deletion
 from callboard_storage.upkeep.report import RetainReport
 
 _PAGE = 500

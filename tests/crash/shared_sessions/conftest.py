@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import StoredRecord
+from callboard_storage.store_values import StoredRecord
 
 WRITER = Path(__file__).with_name("writer.py")
 MAP_SIZE = 1 << 33

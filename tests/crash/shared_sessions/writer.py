@@ -24,7 +24,7 @@ from callboard_protocol.records import Record, StepCompleted
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_storage.fencing import Verdict
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 from callboard_storage.writer import StoreWriter
 
 MAP_SIZE = 1 << 33

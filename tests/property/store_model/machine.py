@@ -19,7 +19,8 @@ from callboard_protocol.sessions import HeadFold, MemoryEntry, RunEntry, Session
 from callboard_protocol.states import UNFINISHED, RunState
 from callboard_storage import upkeep
 from callboard_storage.room import MIB, reserve_of
-from callboard_storage.store import Batch, Fence, Lease, Store
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence, Lease
 
 from .model import Change, SessionModel
 

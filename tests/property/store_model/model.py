@@ -8,7 +8,8 @@ from typing import Any
 
 from callboard_protocol.records import LogRecord, RunBegan, RunEnded, SessionRewound, StepCompleted
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
-from callboard_storage.store import Batch, Fence, Lease
+from callboard_storage.store import Batch
+from callboard_storage.store_values import Fence, Lease
 
 
 @dataclass

@@ -16,7 +16,8 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 from callboard_storage import chunks
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
-from callboard_storage.store import Batch, Fence, Store
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence
 from callboard_storage.write_queue import Operation
 
 from .machine import STRANDED, StoreMachine

@@ -18,7 +18,8 @@ from callboard_protocol.sessions import RunEntry, SessionCheckpoint
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
-from callboard_storage.store import Batch, Fence, Store
+from callboard_storage.store import Batch, Store
+from callboard_storage.store_values import Fence
 
 
 class Make:

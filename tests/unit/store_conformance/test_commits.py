@@ -16,7 +16,7 @@ from callboard_protocol.errors import (
     UsageError,
 )
 from callboard_protocol.sessions import MemoryEntry, SessionHead
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

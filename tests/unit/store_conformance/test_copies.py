@@ -9,7 +9,7 @@ import pytest
 from callboard_protocol.errors import FencedError, UsageError
 from callboard_protocol.sessions import SessionHead
 from callboard_storage.memory_store import MemoryStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import MemoryEntry, RunEntry
 from callboard_protocol.states import RunState
 from callboard_storage import codec
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

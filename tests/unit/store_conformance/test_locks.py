@@ -6,7 +6,7 @@ import pytest
 
 from callboard_protocol.errors import FencedError, SessionLockedError, StoreClosedError, UsageError
 from callboard_protocol.states import RunState
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

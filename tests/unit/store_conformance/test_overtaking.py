@@ -10,7 +10,7 @@ from callboard_protocol.errors import FencedError, RunOvertakenError
 from callboard_protocol.sessions import RunEntry
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

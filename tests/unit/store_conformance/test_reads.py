@@ -7,7 +7,7 @@ import pytest
 from callboard_protocol.errors import InvalidIdentifierError
 from callboard_protocol.sessions import MemoryEntry, SessionHead
 from callboard_protocol.states import UNFINISHED, RunState
-from callboard_storage.store import RECORDS_READ_ON_LOOP, Fence
+from callboard_storage.store_values import RECORDS_READ_ON_LOOP, Fence
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.memory_store import MemoryStore
 from callboard_storage.room import MIB
-from callboard_storage.store import Fence
+from callboard_storage.store_values import Fence
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,8 @@ from callboard_protocol.runs import RunRequest
 from callboard_protocol.sessions import MemoryEntry, RunEntry, SessionCheckpoint, SessionHead
 from callboard_protocol.states import RunState
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store import Fence, Store
+from callboard_storage.store import Store
+from callboard_storage.store_values import Fence
 
 MAP_SIZE = 1 << 30
 

@@ -11,7 +11,7 @@ from callboard_protocol.errors import RuntimeBusyError, UsageError
 from callboard_protocol.states import RunState
 from callboard_storage import upkeep
 from callboard_storage.memory_store import MemoryStore
-from callboard_storage.store import Deletion
+from callboard_storage.store_values import Deletion
 
 pytestmark = pytest.mark.anyio
 

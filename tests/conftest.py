@@ -23,7 +23,7 @@ LMDB_1_0 = 1
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) is not None:
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"callboard-bytecode-{os.getuid()}"))
 
-# How long an example takes says how busy the machine is; what is to be quick is measured in its own time, where it is.
+# How long an example takes says how busy the machine is, and nothing else.
 hypothesis.settings.register_profile("callboard", deadline=None)
 hypothesis.settings.load_profile("callboard")
 

@@ -57,7 +57,7 @@ class RunTicket:
         model: the model it asks; None where the agent has none.
         deps: what the caller brought for its tools; None where the agent's own are used.
         accepted: done once the run is on disk, or refused.
-        being_written: done once its first entry, now on its way to the disk, is there or refused; None while none is.
+        being_written: done once the entry by which it is taken in is on disk or refused; None while none is on its way.
         result: done once the run has stopped.
         ended: done once it has ended for good, or this process lets go of it; not while it only waits for something.
         task: the attempt at work; None while it waits.

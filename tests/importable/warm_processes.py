@@ -7,6 +7,7 @@ environment, which plays a script as ``__main__``, can be killed, and ends as Py
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -54,9 +55,10 @@ class WarmProcess:
         return code
 
     def kill(self) -> None:
-        """SIGKILL, unless it is known to have ended."""
+        """SIGKILL, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+                os.kill(self.pid, signal.SIGKILL)
 
     def _ended_within(self, seconds: float) -> int | None:
         if self.returncode is None and select.select([self._status], [], [], seconds)[0]:

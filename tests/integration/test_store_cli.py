@@ -1,27 +1,54 @@
-"""``callboard store``, as it is typed."""
+"""``callboard store``, command by command."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from callboard import Agent, Runtime
+from callboard.cli.app import run
 from callboard.models import ScriptedModel
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
 
 
-def callboard(*arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Said:
+    """What a command has written."""
+
+    stdout: str
+    stderr: str
+
+
+def callboard(*arguments: object, expected: int = 0) -> Said:
+    """A command, in this process."""
+    out, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(errors):
+        try:
+            code: object = run(["store", *map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+    out.seek(0)
+    said = Said(out.read(), errors.getvalue())
+    assert code == expected, said
+    return said
+
+
+def callboard_elsewhere(*arguments: object, expected: int = 0) -> Said:
+    """A command as it is typed, in a process of its own."""
     command = [sys.executable, "-m", "callboard.cli.main", "store", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == expected, done.stderr
-    return done
+    return Said(done.stdout, done.stderr)
 
 
 def told(*arguments: object, expected: int = 0) -> dict[str, object]:
@@ -152,12 +179,12 @@ def test_an_open_store_can_be_looked_at_and_backed_up_but_not_replaced(path, tmp
         store = LmdbStore(path)
         await store.open()
         try:
-            await asyncio.to_thread(callboard, "verify", path)
-            await asyncio.to_thread(callboard, "stats", path)
-            await asyncio.to_thread(callboard, "backup", path, tmp_path / "backup")
-            await asyncio.to_thread(callboard, "export", path, "one", tmp_path / "one.jsonl")
-            await asyncio.to_thread(callboard, "retain", path, "--keep", 100)
-            refused = await asyncio.to_thread(callboard, "compact", path, expected=2)
+            await asyncio.to_thread(callboard_elsewhere, "verify", path)
+            await asyncio.to_thread(callboard_elsewhere, "stats", path)
+            await asyncio.to_thread(callboard_elsewhere, "backup", path, tmp_path / "backup")
+            await asyncio.to_thread(callboard_elsewhere, "export", path, "one", tmp_path / "one.jsonl")
+            await asyncio.to_thread(callboard_elsewhere, "retain", path, "--keep", 100)
+            refused = await asyncio.to_thread(callboard_elsewhere, "compact", path, expected=2)
             assert "is in use by the process with pid" in refused.stderr
         finally:
             await store.close()

@@ -167,11 +167,11 @@ async def refuses(runtime: Runtime, agent: Agent[Any, Any]) -> str:
 
 
 async def deleting_until_all_have_ended(runtime: Runtime, wall: Wall, handles: list[RunHandle[str]]) -> int:
-    """Room under a quota is made by deleting, again and again."""
+    """Room under a quota is made by deleting, again and again, until there is none of them left to be in the way."""
     ended = asyncio.gather(*(handle.result() for handle in handles))
     rounds = 0
     deadline = time.monotonic() + PATIENCE
-    while not ended.done():
+    while not ended.done() or await runtime.runs.list(state="completed"):
         assert time.monotonic() < deadline, runtime.stats()
         await wall.delete_what_has_ended(runtime)
         rounds += 1

@@ -46,6 +46,7 @@ class Life:
     """What a run has really spent and what it has in flight, since it last charged the account."""
 
     owner: bytes
+    attempt: int = 0
     used: Amount = ZERO
     in_flight: list[Amount] = field(default_factory=list)
 
@@ -59,7 +60,7 @@ class AccountMachine(RuleBasedStateMachine):
         self.budget = RunBudget(max_steps=steps, max_total_tokens=tokens)
         self.lives: dict[str, Life] = {}
         self.charged = ZERO
-        self.ends = 0
+        self.ends = self.attempts = 0
         self._put(keys.account_key(NAME), "accounts", AccountEntry(name=NAME, budget=self.budget))
 
     def _put(self, key: bytes, table: Table, model: object) -> None:
@@ -80,6 +81,8 @@ class AccountMachine(RuleBasedStateMachine):
         """A run begins, or goes on after a crash: what was in flight and charged for is part of what it has used."""
         life = self.lives.setdefault(run, Life(owner))
         life.owner, life.in_flight = owner, []
+        self.attempts += 1
+        life.attempt = self.attempts
         self._draw(owner, BeginDraw(run, life.used))
 
     @rule(target=granted, run=runs, amount=amounts, cap=st.booleans(), is_spent=st.booleans())
@@ -97,15 +100,18 @@ class AccountMachine(RuleBasedStateMachine):
             life.used = total([life.used, answer.amount])
             return multiple()
         life.in_flight.append(answer.amount)
-        return (run, life.owner, answer.amount)
+        return (run, life.owner, life.attempt, answer.amount)
 
     @rule(grant=consumes(granted), percent=st.integers(0, 100))
     def settle(self, grant, percent: int) -> None:
-        run, owner, amount = grant
+        run, owner, attempt, amount = grant
+        life = self.lives.get(run)
+        is_its_own = life is not None and life.owner == owner
+        if is_its_own and life.attempt != attempt:
+            return  # a process has settled what one attempt was granted before it begins another
         true = Amount(*(figure * percent // 100 for figure in amount))
         self._draw(owner, SettleDraw(run, amount, true))
-        life = self.lives.get(run)
-        if life is not None and life.owner == owner and amount in life.in_flight:
+        if is_its_own and amount in life.in_flight:
             life.in_flight.remove(amount)
             life.used = total([life.used, true])
 

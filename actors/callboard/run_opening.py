@@ -12,10 +12,11 @@ from callboard.entries import moved
 from callboard.history import Conversation
 from callboard.journal import RunJournal
 from callboard.kernel import Ref
-from callboard.live_run import LiveRun, SessionState
+from callboard.live_run import LiveRun
 from callboard.mail import RunMail
 from callboard.resuming import lives_of, way_records
 from callboard.session import OpenedSession, SessionActor
+from callboard.session_state import SessionState
 from callboard.stops import RunElsewhere, SessionElsewhere
 from callboard.ticket import RunTicket
 from callboard.tree_spending import recorded_below, spent_below, spent_in

@@ -12,6 +12,7 @@ from callboard.scopes import Scope
 from callboard.stops import StopRun
 from callboard.tool import Tool
 from callboard.tool_dispatch import call_off, context_of, hidden_by, take_state
+from callboard.tool_questions import ToolQuestions
 from callboard.tools.flights import ToolOutcome
 from callboard_protocol.amounts import Amount
 from callboard_protocol.commands import CallTool, ReconcileCall
@@ -19,21 +20,18 @@ from callboard_protocol.digests import fingerprint
 from callboard_protocol.errors import (
     CallboardError,
     CallInDoubtError,
-    ToolDeniedError,
     UnknownToolError,
     UnpersistableValueError,
 )
 from callboard_protocol.failures import describe
 from callboard_protocol.messages import ToolCall
-from callboard_protocol.records import DecisionMade, IntentRecorded, StepCompleted
+from callboard_protocol.records import IntentRecorded, StepCompleted
 from callboard_protocol.tools import (
     Allow,
-    Decision,
     Deny,
     Happened,
     NotHappened,
     PendingCall,
-    Question,
     Reconciliation,
 )
 from callboard_protocol.trusted import trusted
@@ -68,14 +66,14 @@ async def perform_call(
         run.boundary.end()
 
 
-def awaited_decision(run: LiveRun, scope: Scope, step: str, call: ToolCall) -> PendingCall | None:
+def awaited_decision(run: LiveRun, step: str, call: ToolCall) -> PendingCall | None:
     """What would have to be decided before a call is made; None where it can be made, or be answered, as it is."""
     if step in run.journal.completed:
         return None
-    opened = OpenCall(run, scope, step, call.name, call.arguments, fingerprint(call.arguments), call.id)
+    questions = ToolQuestions(run, step, call.name, call.arguments, fingerprint(call.arguments))
     try:
         tool = _find(run, call.name)
-        return opened.awaited(tool, tool.validate(call.arguments))
+        return questions.awaited(tool, tool.validate(call.arguments))
     except CallboardError:
         return None  # the model is told what is wrong with it, in its turn
 
@@ -112,6 +110,7 @@ class OpenCall:
         self.raw_arguments = raw_arguments
         self.fit = fit
         self.tool_call_id = tool_call_id
+        self.questions = ToolQuestions(run, step, name, raw_arguments, fit)
         self.intended: int | None = None
         self.started = run.clock.monotonic()
 
@@ -157,7 +156,7 @@ class OpenCall:
             if settled is not None:
                 return settled
         else:
-            refused = await self._approve(tool, arguments)
+            refused = await self.questions.refusal(tool, arguments)
             if refused is not None:
                 return await self.completed(None, refused)
         while True:
@@ -223,87 +222,6 @@ class OpenCall:
         await run.journal.append(intent)
         run.journal.intend(intent)
 
-    # ---- approval
-
-    async def _approve(self, tool: Tool[Any], arguments: dict[str, Any]) -> CallboardError | None:
-        """None to go ahead, the refusal otherwise.
-
-        Raises:
-            StopRun: nobody has decided yet: the run is suspended.
-        """
-        try:
-            if not tool.requires_approval(arguments):
-                return None
-        except CallboardError as problem:
-            return problem
-        decision = await self._decided("approval", 1) or self._in_advance()
-        if isinstance(decision, Allow):
-            return None
-        if isinstance(decision, Deny):
-            return ToolDeniedError(f"the call of {tool.name!r} was denied: {decision.reason or 'no reason given'}")
-        if not self.run.request.durable:
-            return ToolDeniedError(
-                f"the call of {tool.name!r} needs an approval, and a run that is not durable cannot wait for one"
-            )
-        raise StopRun("suspended", pending=(self._needs_approval(tool),))
-
-    def awaited(self, tool: Tool[Any], arguments: dict[str, Any]) -> PendingCall | None:
-        """What would have to be decided before this call is made; None where nothing is left to decide."""
-        if self.run.journal.is_in_doubt(self.step) or not tool.requires_approval(arguments):
-            return None
-        decided = self.run.journal.decisions.get((self.step, "approval", 1))
-        is_decided = decided is not None or self.run.mail.decision(self.step, "approval", 1, self.fit) is not None
-        return None if is_decided or self._in_advance() else self._needs_approval(tool)
-
-    def _needs_approval(self, tool: Tool[Any]) -> PendingCall:
-        within = tool.approval_timeout_seconds
-        pending = self._pending("approval", f"{tool.name!r} needs an approval", 1)
-        if within is None:
-            return pending
-        # A run that is suspended again asks on: the time goes from when it was asked first.
-        asked = next((one.expires_at for one in self.run.ticket.entry.pending if one.call_id == self.call_id), None)
-        return pending.model_copy(update={"expires_at": asked or self.run.clock.time() + within})
-
-    async def _decided(self, reason: Question, attempt: int) -> Decision | None:
-        """What somebody decided about this call with these arguments; it is in the run's journal from then on."""
-        run = self.run
-        made = run.journal.decisions.get((self.step, reason, attempt))
-        if made is None or made.arguments_digest != self.fit:
-            posted = run.mail.decision(self.step, reason, attempt, self.fit)
-            if posted is None:
-                return None
-            made = DecisionMade(
-                run_id=run.run_id,
-                ordinal=run.journal.claim_ordinal(),
-                at=run.clock.time(),
-                step=self.step,
-                tool=self.name,
-                decision=posted.decision,
-                reason=reason,
-                attempt=attempt,
-                arguments_digest=self.fit,
-                by=posted.by,
-                note=posted.note,
-            )
-            await run.journal.append(made)
-            run.journal.decisions[self.step, reason, attempt] = made
-        return made.decision
-
-    def _in_advance(self) -> Decision | None:
-        approvals = self.run.request.approvals
-        return approvals.get(self.call_id) or approvals.get(self.name) or approvals.get("*")
-
-    def _pending(self, reason: Question, message: str, attempt: int) -> PendingCall:
-        return PendingCall(
-            reason=reason,
-            attempt=attempt,
-            call_id=self.call_id,
-            tool=self.name,
-            arguments=self.raw_arguments,
-            arguments_digest=self.fit.hex(),
-            message=message,
-        )
-
     # ---- doubt
 
     async def _resolve(
@@ -327,7 +245,7 @@ class OpenCall:
             StopRun: someone has to decide, or the run fails over it.
         """
         run = self.run
-        verdict = await self._decided("in_doubt", attempt) or await self._reconcile(tool, arguments)
+        verdict = await self.questions.decided("in_doubt", attempt) or await self._reconcile(tool, arguments)
         if isinstance(verdict, Happened):
             try:
                 result = verdict.result if tool is None else tool.dump_result(verdict.result)
@@ -365,7 +283,7 @@ class OpenCall:
             return None
         if policy == "fail":
             raise StopRun("failed", doubt)
-        raise StopRun("suspended", pending=(self._pending("in_doubt", doubt.message, attempt),))
+        raise StopRun("suspended", pending=(self.questions.pending("in_doubt", doubt.message, attempt),))
 
     async def _reconcile(self, tool: Tool[Any] | None, arguments: dict[str, Any]) -> Reconciliation | None:
         if tool is None or not tool.can_reconcile:

@@ -147,7 +147,7 @@ async def _take_turns(
     for rank in ranks:
         call, place = calls[rank], f"{step}.{rank}"
         if asked:
-            pending = awaited_decision(run, scope, place, call)
+            pending = awaited_decision(run, place, call)
             asked += () if pending is None else (pending,)
             continue
         try:

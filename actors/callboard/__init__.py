@@ -12,12 +12,12 @@ from callboard.presentation import present
 from callboard.retry import Retry
 from callboard.run import RunContext
 from callboard.run_handle import RunHandle, RunStream
-from callboard.run_info import RunInfo
+from callboard.runs.run_info import RunInfo
 from callboard.runtime import Runtime
 from callboard.signal_drain import SignalDrain, drain_on_signals
+from callboard.steps.tool_steps import ToolResult
 from callboard.sync_runtime import SyncRuntime
 from callboard.tool import FunctionTool, tool
-from callboard.tool_steps import ToolResult
 from callboard.tools.base import Tool
 from callboard.tools.context import ToolContext
 from callboard_protocol._version import __version__

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from callboard.agents import Agent, find_agent
-from callboard.checkpoints import find_checkpoint, list_checkpoints
 from callboard.directory import Directory
-from callboard.forking import fork_session
-from callboard.history import Conversation
-from callboard.results import steps_of
+from callboard.runs.history import Conversation
+from callboard.runs.results import steps_of
+from callboard.sessions.checkpoints import find_checkpoint, list_checkpoints
+from callboard.sessions.forking import fork_session
 from callboard_protocol.base import check_identifier
 from callboard_protocol.commands import AdoptAgent, CheckpointSession, DropAgent, ReleaseSession, UseSessionAlone
 from callboard_protocol.errors import (

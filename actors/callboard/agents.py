@@ -17,7 +17,7 @@ from callboard.memory import Memory
 from callboard.models.base import Model, resolve_model
 from callboard.output import OutputContract
 from callboard.patterns import Pattern, resolve_pattern
-from callboard.run_info import RunInfo
+from callboard.runs.run_info import RunInfo
 from callboard.tool import Tool
 from callboard_protocol.base import as_seconds, check_identifier
 from callboard_protocol.errors import AgentDefinitionError, DuplicateAgentError, UnknownAgentError, UsageError

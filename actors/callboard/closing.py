@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from callboard.directory import Directory
-from callboard.draining import PATIENCE
+from callboard.supervision.draining import PATIENCE
 from callboard_protocol.commands import DrainRuns
 from callboard_protocol.errors import ActorError
 

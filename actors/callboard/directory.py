@@ -19,8 +19,8 @@ from callboard_storage.store import Store
 if TYPE_CHECKING:
     from callboard.agents import Agent
     from callboard.event_bus import EventBus, Watchers
+    from callboard.live.storage_hold import StorageHold
     from callboard.model_gateway import ModelGateway
-    from callboard.storage_hold import StorageHold
     from callboard.supervisor import RunSupervisor
     from callboard.tool_executor import ToolExecutor
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from callboard.events.subscription import Subscription
 from callboard.kernel import Actor, handles
-from callboard.subscription import Subscription
 from callboard_protocol.commands import PublishEvents, Subscribe, Unsubscribe
 from callboard_protocol.event_base import RawEvent
 

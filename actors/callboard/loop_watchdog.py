@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Final
 
-from callboard.live_run import LiveRun
+from callboard.live.live_run import LiveRun
 from callboard.run import RunContext
 from callboard.tools.flights import Flight
 

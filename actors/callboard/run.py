@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from callboard import delegation, model_step, plain_steps, signal_steps, tool_steps
 from callboard.agents import Agent, DepsT
-from callboard.delegation import SessionSharing
-from callboard.live_run import LiveRun
+from callboard.live.live_run import LiveRun
+from callboard.live.scopes import Scope
 from callboard.output import OutputContract
-from callboard.scopes import Scope
-from callboard.tool_steps import ToolResult
+from callboard.steps import delegation, model_step, plain_steps, signal_steps, tool_steps
+from callboard.steps.delegation import SessionSharing
+from callboard.steps.tool_steps import ToolResult
 from callboard_protocol.base import JsonObject, check_name
 from callboard_protocol.errors import UsageError
 from callboard_protocol.messages import Message, ToolCall

@@ -8,11 +8,11 @@ from typing import Any
 
 from callboard.access import Runs
 from callboard.agents import Agent
-from callboard.entries import result_of
-from callboard.results import read_result
-from callboard.run_info import run_at_work
+from callboard.runs.entries import result_of
+from callboard.runs.results import read_result
+from callboard.runs.run_info import run_at_work
+from callboard.runs.ticket import RunTicket
 from callboard.runtime_life import RuntimeLife
-from callboard.ticket import RunTicket
 from callboard_protocol.commands import CancelRun, FollowRun, SubmitRun
 from callboard_protocol.errors import ActorError, RuntimeClosingError, UsageError
 from callboard_protocol.runs import RunRequest, RunResult

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 from callboard.directory import Directory
 from callboard.event_bus import Subscription
-from callboard.record_events import events_of
-from callboard.results import stored_records_of
-from callboard.ticket import RunTicket
+from callboard.events.record_events import events_of
+from callboard.runs.results import stored_records_of
+from callboard.runs.ticket import RunTicket
 from callboard_protocol.commands import FindTicket, Subscribe, Unsubscribe
 from callboard_protocol.errors import UnknownRunError, UsageError
 from callboard_protocol.event_base import Event

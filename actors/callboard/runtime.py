@@ -21,9 +21,9 @@ from callboard.requests import RunOptions, request_for
 from callboard.run_calls import RunCalls
 from callboard.run_events import follow_run
 from callboard.run_handle import RunHandle, RunStream
-from callboard.run_info import run_at_work
+from callboard.runs.run_info import run_at_work
+from callboard.runs.ticket import RunTicket
 from callboard.runtime_life import RuntimeLife
-from callboard.ticket import RunTicket
 from callboard_protocol.base import as_seconds, check_identifier, check_name
 from callboard_protocol.commands import CancelRun, DecideCall, ResumeRun, SendSignal, Subscribe, Unsubscribe
 from callboard_protocol.errors import UsageError

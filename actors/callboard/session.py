@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from callboard import fault_points
-from callboard.checkpoints import fold_at, rewind_marker
-from callboard.commit_line import CommitLine
-from callboard.entries import charge_of
 from callboard.kernel import Actor, LoopFuture, handles
-from callboard.resuming import marker_within, way_back
+from callboard.runs.entries import charge_of
+from callboard.runs.resuming import marker_within, way_back
+from callboard.sessions.checkpoints import fold_at, rewind_marker
+from callboard.sessions.commit_line import CommitLine
 from callboard_protocol.commands import (
     AppendRecords,
     AppendUnawaited,

@@ -6,27 +6,27 @@ import asyncio
 from types import TracebackType
 from typing import Any
 
-from callboard.account_keeping import AccountKeeping
-from callboard.account_opening import AccountOpening
 from callboard.agents import Agent
-from callboard.cancelling import Cancelling
-from callboard.children import Children
-from callboard.correspondence import Correspondence
 from callboard.directory import Directory
-from callboard.draining import Draining
-from callboard.incoming_letters import IncomingLetters
 from callboard.kernel import Actor, handles
 from callboard.limits import RuntimeLimits, RuntimeStats
-from callboard.making_way import MakingWay
-from callboard.neighbours import Neighbours
-from callboard.returning import ReturningRuns
-from callboard.run_queue import RunQueue
-from callboard.runs_at_work import RunsAtWork
-from callboard.runs_in_hand import RunsInHand
-from callboard.session_visits import SessionVisits
-from callboard.taking_in import TakingIn
-from callboard.taking_over import TakingOver
-from callboard.ticket import RunTicket
+from callboard.runs.ticket import RunTicket
+from callboard.supervision.account_keeping import AccountKeeping
+from callboard.supervision.account_opening import AccountOpening
+from callboard.supervision.cancelling import Cancelling
+from callboard.supervision.children import Children
+from callboard.supervision.correspondence import Correspondence
+from callboard.supervision.draining import Draining
+from callboard.supervision.incoming_letters import IncomingLetters
+from callboard.supervision.making_way import MakingWay
+from callboard.supervision.neighbours import Neighbours
+from callboard.supervision.returning import ReturningRuns
+from callboard.supervision.run_queue import RunQueue
+from callboard.supervision.runs_at_work import RunsAtWork
+from callboard.supervision.runs_in_hand import RunsInHand
+from callboard.supervision.session_visits import SessionVisits
+from callboard.supervision.taking_in import TakingIn
+from callboard.supervision.taking_over import TakingOver
 from callboard_protocol.amounts import Answer, Limits
 from callboard_protocol.commands import (
     AdoptAgent,

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from callboard.clock import SYSTEM_CLOCK, Clock
 from callboard.kernel import Actor, LoopFuture, handles
 from callboard.retry import retrying
-from callboard.run_info import run_at_work
+from callboard.runs.run_info import run_at_work
 from callboard.tools.base import Tool
 from callboard.tools.flights import Flight, Flights, ReconcileFailed, ToolOutcome
 from callboard.tools.results import to_plain

@@ -45,7 +45,7 @@ from callboard import (
     WouldDeadlockError,
     tool,
 )
-from callboard.run_info import run_at_work
+from callboard.runs.run_info import run_at_work
 from callboard_storage.lmdb_store import LmdbStore
 
 pytestmark = pytest.mark.anyio

@@ -363,7 +363,7 @@ async def test_a_loop_that_ends_without_closing_leaves_its_runs_to_the_next_star
 async def test_a_pattern_that_resists_being_stopped_does_not_keep_the_runtime_open(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("callboard.draining.PATIENCE", 0.05)
+    monkeypatch.setattr("callboard.supervision.draining.PATIENCE", 0.05)
     give_up = asyncio.Event()
 
     async def pattern(ctx: RunContext[Any]) -> str:

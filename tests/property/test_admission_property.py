@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from callboard.admission import Admission
+from callboard.supervision.admission import Admission
 
 SESSIONS = st.sampled_from("stu")
 SLOTS = 2

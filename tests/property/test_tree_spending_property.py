@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from callboard.tree_spending import recorded_below, spent_below
+from callboard.runs.tree_spending import recorded_below, spent_below
 from callboard_protocol.amounts import Amount, Granted, Limits, total
 from callboard_protocol.ledger import Ledger
 from callboard_protocol.messages import Usage

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from callboard import Agent, RunBudget, RunContext, RunInfo, RuntimeLimits, ScriptedModel, tool, waiting_runs
+from callboard import Agent, RunBudget, RunContext, RunInfo, RuntimeLimits, ScriptedModel, tool
+from callboard.supervision import waiting_runs
 from callboard_protocol.records import RunResumed
 from callboard_protocol.states import RunState
 

@@ -23,8 +23,8 @@ from callboard import (
     UsageError,
     tool,
 )
+from callboard.events.subscription import Subscription
 from callboard.models.base import Model
-from callboard.subscription import Subscription
 from callboard_protocol.model_calls import ModelDelta, ModelResponse
 from callboard_protocol.records import RunBegan, RunEnded, RunResumed
 from callboard_protocol.states import RunState

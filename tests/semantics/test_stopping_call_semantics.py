@@ -18,7 +18,7 @@ import killable
 import pytest
 
 from callboard import Agent, RunContext, ToolContext, ToolCrashedError, tool
-from callboard.run_info import RunInfo
+from callboard.runs.run_info import RunInfo
 from callboard_protocol.event_base import Event
 from callboard_protocol.records import StepCompleted
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from callboard.admission import Admission
+from callboard.supervision.admission import Admission
 
 
 def admitted(admission: Admission) -> list[str]:

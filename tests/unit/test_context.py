@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callboard.context import FullContext, SlidingWindow, resolve_assembler
-from callboard.history import Conversation
+from callboard.runs.history import Conversation
 from callboard_protocol.errors import AgentDefinitionError, UsageError
 from callboard_protocol.messages import Message, ToolCall
 

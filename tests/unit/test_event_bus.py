@@ -147,7 +147,7 @@ async def test_models_are_built_for_readers_alone(bus: Ref[EventBus], monkeypatc
     def build(raw: RawEvent) -> Event:
         raise AssertionError
 
-    monkeypatch.setattr("callboard.subscription.build_event", build)
+    monkeypatch.setattr("callboard.events.subscription.build_event", build)
     subscription = await subscribe(bus)
     await published(bus, delta(0))
     assert len(subscription) == 1

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callboard.history import Conversation
+from callboard.runs.history import Conversation
 from callboard_protocol.messages import Message, ToolCall
 
 

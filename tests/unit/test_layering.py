@@ -1,5 +1,6 @@
 """The lint rule against upward imports is shown to bite, and the rooms to keep to it."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -96,3 +97,31 @@ def test_importing_callboard_builds_no_validator() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert told == "[]\nTrue\n"
+
+
+FOLDERS = ("supervision", "attempts", "steps", "live", "sessions", "runs", "events", "kernel")
+"""Folders of the actors' package, from the top down."""
+
+
+def imported_at_run_time(path: Path) -> set[str]:
+    """The modules that a file imports when it runs, not only for type checkers."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folder_of_the_actors_imports_from_one_above_it(folder: str) -> None:
+    above = FOLDERS[: FOLDERS.index(folder)]
+    files = sorted((ROOT / "actors/callboard" / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        upward = {one for one in imported_at_run_time(path) for name in above if one.startswith(f"callboard.{name}.")}
+        assert not upward, path

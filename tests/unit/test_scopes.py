@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from callboard.history import Conversation
-from callboard.scopes import Scope
+from callboard.live.scopes import Scope
+from callboard.runs.history import Conversation
 from callboard_protocol.errors import ConcurrentStepError, UsageError
 from callboard_protocol.messages import Message
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from callboard.snapshot import redact, snapshot_of
+from callboard.runs.snapshot import redact, snapshot_of
 from callboard_protocol.messages import Message, ToolCall
 from callboard_protocol.runs import RunUsage
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from callboard.agents import Agent
+from callboard.runs.stops import StopRun
 from callboard.runtime import Runtime
-from callboard.stops import StopRun
 from callboard.testing.fake_clock import FakeClock
 from callboard.testing.faults import Passage, watch_passages
 from callboard_protocol.errors import Fault, NonDeterministicRunError, RunError, UsageError

@@ -1,0 +1,1 @@
+"""What a run stands on while it is at work."""

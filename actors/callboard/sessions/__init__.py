@@ -1,0 +1,1 @@
+"""What stands around a session's log: its commits, its checkpoints and forks, and which sessions are in memory."""

@@ -26,10 +26,9 @@ from callboard import (
     UnknownRunError,
     Usage,
     UsageError,
-    returning,
     tool,
-    waiting_runs,
 )
+from callboard.supervision import returning, waiting_runs
 from callboard_protocol.records import OutcomeVoided, RunBegan, RunResumed, SessionRewound
 from callboard_protocol.states import RunState
 

@@ -56,7 +56,9 @@ class RunMeter:
 
     def count(self, record: LogRecord) -> None:
         """Count a record that is on disk: as it gets there, or when a later attempt reads it."""
-        if isinstance(record, IntentRecorded):
+        if isinstance(record, StepCompleted):
+            self._count_step(record)
+        elif isinstance(record, IntentRecorded):
             self._intended.add(record.step)
             self._dispatched += 1
         elif isinstance(record, ReservationRecorded):
@@ -65,8 +67,8 @@ class RunMeter:
             # What was dispatched and has no outcome may have cost all that was reserved; it is dispatched anew.
             self._lost = total([self._lost, *self._reserved.values()])
             self._reserved.clear()
-        if not isinstance(record, StepCompleted):
-            return
+
+    def _count_step(self, record: StepCompleted) -> None:
         if record.kind == "generate":
             self._asked += 1
             self._reserved.pop(record.step, None)

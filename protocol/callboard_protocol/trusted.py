@@ -34,7 +34,20 @@ def trusted(model: Callable[P, ModelT], /, *_: P.args, **fields: P.kwargs) -> Mo
     Raises:
         TypeError: a required field is missing, or there is no such field.
     """
-    return trusted_from(model, fields)  # type: ignore[arg-type]  # a class, seen by its constructor's signature
+    shape = _shapes.get(model)
+    if shape is None:
+        shape = _shapes[model] = _shape_of(model)
+    defaults, names = shape
+    values = defaults | fields
+    if len(values) != len(names):
+        raise TypeError(f"{model!r} needs exactly {', '.join(sorted(names))}; got {', '.join(fields)}")
+    made: ModelT = object.__new__(model)  # type: ignore[arg-type]  # a class, seen by its constructor's signature
+    _set(made, "__dict__", values)
+    # One set for all: it says which fields were given, is copied with a copy, and a frozen instance never adds to it.
+    _set(made, "__pydantic_fields_set__", names)
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
+    return made
 
 
 def trusted_from(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
@@ -43,20 +56,7 @@ def trusted_from(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
     Raises:
         TypeError: as `trusted`.
     """
-    shape = _shapes.get(model)
-    if shape is None:
-        shape = _shapes[model] = _shape_of(model)
-    defaults, names = shape
-    values = defaults | fields
-    if len(values) != len(names):
-        raise TypeError(f"{model!r} needs exactly {', '.join(sorted(names))}; got {', '.join(fields)}")
-    made = object.__new__(model)
-    _set(made, "__dict__", values)
-    # One set for all: it says which fields were given, is copied with a copy, and a frozen instance never adds to it.
-    _set(made, "__pydantic_fields_set__", names)
-    _set(made, "__pydantic_extra__", None)
-    _set(made, "__pydantic_private__", None)
-    return made
+    return trusted(model, **fields)
 
 
 def _shape_of(model: Any) -> tuple[dict[str, Any], set[str]]:

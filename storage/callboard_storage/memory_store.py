@@ -33,6 +33,7 @@ from callboard_storage.fencing import (
     Verdict,
     check_shape,
     claimable,
+    expected_token,
     holder_in,
     judge,
     own,
@@ -327,26 +328,27 @@ class MemoryStore:
                 standing = self._refusals.standing(batch.committer, self._refusals.stamp)
                 if standing is not None:
                     return standing
-            verdict = judge(
-                batch,
-                fence,
-                len(session.log) - 1,
-                holder_in(self._tables.get("locks", batch.prefix[:-1])),
-                is_alive=self._is_alive,
-                frame_at=lambda key: session.log[keys.sequence_of(key)][1],
-            )
-            if verdict is Verdict.REPLAY:
-                return None
-            if verdict is not Verdict.WRITE:
-                self._refusals.refuse(batch.committer, verdict)
-                return verdict
+            if fence.follows != len(session.log) - 1 or session.token != expected_token(fence):
+                verdict = judge(
+                    batch,
+                    fence,
+                    len(session.log) - 1,
+                    holder_in(self._tables.get("locks", batch.prefix[:-1])),
+                    is_alive=self._is_alive,
+                    frame_at=lambda key: session.log[keys.sequence_of(key)][1],
+                )
+                if verdict is Verdict.REPLAY:
+                    return None
+                if verdict is not Verdict.WRITE:
+                    self._refusals.refuse(batch.committer, verdict)
+                    return verdict
         refusal = self._refusal(batch)
         if refusal is not None:
             if fence is not None:
                 self._refusals.refuse(batch.committer, refusal)
             return refusal
-        if fence is not None and fence.lease is not None:
-            self._pass_lock(batch, session, fence, fence.lease)
+        if fence is not None and fence.lease is not None and (fence.takes or fence.gives):
+            self._pass_lock(batch, session, fence.lease, gives=fence.gives)
         session.log += batch.log
         self._tables.change_all(session, batch)
         self._tables.bytes_used += batch.log_size
@@ -364,14 +366,14 @@ class MemoryStore:
             refusal = overtaking.refusal(batch, self._tables, self._is_alive)
         return refusal
 
-    def _pass_lock(self, batch: FrameBatch, session: MemorySession, fence: Fence, lease: Lease) -> None:
+    def _pass_lock(self, batch: FrameBatch, session: MemorySession, lease: Lease, *, gives: bool) -> None:
         """Take the session's lock with a batch that is written, or give it back."""
         key = batch.prefix[:-1]
-        if fence.gives:
+        if gives:
             self._tables.change(session, "locks", key, None)
-            lease.token = 0
-        elif fence.takes and holder_in(self._tables.get("locks", key)) != (lease.token, lease.owner):
-            lease.token = self._last_token = self._last_token + 1
+            lease.token = session.token = 0
+        elif holder_in(self._tables.get("locks", key)) != (lease.token, lease.owner):
+            lease.token = session.token = self._last_token = self._last_token + 1
             self._tables.change(session, "locks", key, Holder(lease.token, lease.owner).pack())
 
     def _is_alive(self, owner: bytes) -> bool:

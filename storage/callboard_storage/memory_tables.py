@@ -11,11 +11,18 @@ from callboard_storage.store_values import Deletion
 
 
 class MemorySession:
-    """What is kept of one session; a record's sequence is its place in the list."""
+    """What is kept of one session; a record's sequence is its place in the list.
 
-    __slots__ = ("log", "tables")
+    Attributes:
+        log: its records.
+        tables: its rows of the other tables.
+        token: of its lock, as the table of locks has it; 0 is no lock at all.
+    """
+
+    __slots__ = ("log", "tables", "token")
 
     def __init__(self) -> None:
+        self.token = 0
         self.log: list[tuple[bytes, bytes]] = []
         self.tables: dict[Table, dict[bytes, bytes]] = {}
 

@@ -35,9 +35,12 @@ class Hold(Protocol):
 class _Commit:
     """A batch on its way to the disk."""
 
-    __slots__ = ("acknowledged", "answer", "batch", "fence", "hold", "is_held", "place")
+    __slots__ = ("acknowledged", "answer", "batch", "fence", "hold", "is_held", "line", "place")
 
-    def __init__(self, place: int, batch: Batch, fence: Fence | None, answer: Any, hold: Hold | None) -> None:
+    def __init__(
+        self, line: CommitLine, place: int, batch: Batch, fence: Fence | None, answer: Any, hold: Hold | None
+    ) -> None:
+        self.line = line
         self.place = place
         self.batch = batch
         self.fence = fence
@@ -45,6 +48,13 @@ class _Commit:
         self.hold = hold
         self.is_held = False
         self.acknowledged: LoopFuture[Any] = LoopFuture()
+
+    def answered(self, error: CallboardError | None) -> None:
+        """The store has written it, or refused it."""
+        if error is None and not self.is_held:
+            self.acknowledged.set_result(self.answer)
+        else:
+            self.line.answered(self, error)
 
     def settle(self, error: CallboardError | None) -> None:
         """Answer whoever waits for it."""
@@ -93,7 +103,7 @@ class CommitLine:
             hold: told if it has to wait for room; with None it is refused instead.
         """
         self._places += 1
-        commit = _Commit(self._places, batch, fence, answer, hold)
+        commit = _Commit(self, self._places, batch, fence, answer, hold)
         self.last = commit.acknowledged
         if self._held and hold is not None:
             self._keep(commit)
@@ -125,10 +135,10 @@ class CommitLine:
         self._delay = FIRST_DELAY
 
     def _send(self, commit: _Commit) -> None:
-        loop = asyncio.get_running_loop()
-        self._store.commit(commit.batch, commit.fence, loop, lambda error: self._answered(commit, error))
+        self._store.commit(commit.batch, commit.fence, asyncio.get_running_loop(), commit.answered)
 
-    def _answered(self, commit: _Commit, error: CallboardError | None) -> None:
+    def answered(self, commit: _Commit, error: CallboardError | None) -> None:
+        """The store has answered a commit, which waited for room or is refused now."""
         if error is None:
             self._delay = FIRST_DELAY
             commit.settle(None)

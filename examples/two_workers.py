@@ -23,6 +23,7 @@ from callboard import (
     Happened,
     ModelRequest,
     NotHappened,
+    RunEndedError,
     Runtime,
     ScriptedModel,
     ToolCall,
@@ -87,8 +88,8 @@ async def decide_and_tell(doomed: SpawnProcess) -> None:
                     decision = Allow() if call.arguments["amount"] < 150 else Deny("that is too much")
                     try:
                         await runtime.decide(call.call_id, decision, by="the manager")
-                    except AlreadyDecidedError:
-                        continue  # and no worker has looked at it yet
+                    except (AlreadyDecidedError, RunEndedError):
+                        continue  # and a worker has not looked at it yet, or is done with it since the list was made
                     print(f"  {run.run_id}: {type(decision).__name__} {call.arguments}")
                     doomed.kill()
             await asyncio.sleep(0.02)

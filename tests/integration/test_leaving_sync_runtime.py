@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from callboard import (
     WouldDeadlockError,
     tool,
 )
+from callboard_protocol.event_base import Event
 from callboard_storage.lmdb_store import LmdbStore
 
 PATIENCE = 20.0
@@ -79,6 +81,25 @@ def _draining(runtime: SyncRuntime) -> bool:
         return runtime.health().draining
     except RuntimeClosedError:
         return False
+
+
+def _calls(runtime: SyncRuntime) -> int:
+    """How many calls of other threads it has to answer."""
+
+    async def count() -> int:
+        return sum(task.get_name().endswith("_call_func") for task in asyncio.all_tasks()) - 1
+
+    portal = runtime._portal
+    assert portal is not None
+    return portal.call(count)
+
+
+def _names(events: Iterator[Event], reading: threading.Event) -> list[str]:
+    names = []
+    for event in events:
+        reading.set()
+        names.append(event.name)
+    return names
 
 
 def test_leaving_by_an_exception_drains_and_raises_it(world: World) -> None:
@@ -148,7 +169,10 @@ def test_another_thread_may_close_it_and_calls_that_wait_are_answered(world: Wor
         handle = runtime.submit(world.agent, "go", run_id="r")
         assert world.begun.wait(PATIENCE)
         waiting = [threads.submit(runtime.wait, "r"), threads.submit(handle.result)]
-        events = threads.submit(lambda: [event.name for event in handle.events()])
+        _until(lambda: _calls(runtime) == len(waiting))
+        reading = threading.Event()
+        events = threads.submit(_names, handle.events(), reading)
+        assert reading.wait(PATIENCE)
         closing = [threads.submit(runtime.close) for _ in range(3)]
         _until(lambda: _draining(runtime))
         assert not any(one.done() for one in closing)

@@ -261,8 +261,8 @@ def _residence(size: Size) -> Row:
         ),
         claims=(
             Claim("bytes per idle active session", Figure(CALLBOARD, active), at_most=16 * 1024),
-            # Nothing is kept of a parked session but its place in the writer's cache of where 65,536 logs end.
-            Claim("live bytes per parked session", Figure(traced, parked), at_most=64),
+            # Nothing is kept of a parked session; what a few objects more or less come to is noise.
+            Claim("live bytes per parked session", Figure(traced, parked), at_most=8),
             Claim("an active session, of a ThreadingActor", Figure(CALLBOARD, active), Figure(PYKKA, active)),
         ),
     )

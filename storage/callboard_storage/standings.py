@@ -47,7 +47,7 @@ class _Passing(NamedTuple):
 
 
 class Standings:
-    """What the writer knows of sessions. It belongs to the writer's thread."""
+    """What the writer knows of sessions at work. It belongs to the writer's thread."""
 
     def __init__(self) -> None:
         self._known: dict[str, Standing] = {}
@@ -70,6 +70,14 @@ class Standings:
         """The transaction is not on disk: its leases have what they had before."""
         for passing in reversed(self._passed):
             passing.lease.token = passing.token_before
+
+    def settle(self) -> None:
+        """The transaction is on disk. Of a session whose lock was given back nothing needs to be known: it may be long
+        until it has another run.
+        """
+        for passing in self._passed:
+            if passing.row is None:
+                self._known.pop(passing.key.decode(), None)
 
     def known(self, session_id: str) -> Standing | None:
         """How a session stands; None where the tables have to be asked."""

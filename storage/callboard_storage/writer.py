@@ -255,6 +255,7 @@ class StoreWriter(pykka.ThreadingActor):
                 return self._as_ours(failure)
         finally:
             turn.ends()
+        self._standings.settle()
         # One that changed nothing leaves its number to the next that does, which may be another process's.
         self._last_transaction = transaction.id if transaction.has_changes else transaction.id - 1
         self._queue.commits += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import resource
 import subprocess
@@ -26,6 +27,7 @@ from callboard_storage.lmdb_environment import LmdbEnvironment
 from callboard_storage.lmdb_store import LmdbStore
 from callboard_storage.lmdb_transactions import WriteTransaction
 from callboard_storage.room import MIB
+from callboard_storage.standings import Standings
 from callboard_storage.store_values import Fence
 from callboard_storage.write_queue import Operation
 from callboard_storage.writer import StoreWriter, Wake
@@ -212,6 +214,26 @@ async def _repeat_a_commit(store: LmdbStore) -> None:
 
 async def _be_refused(store: LmdbStore) -> None:
     assert isinstance(await send(store, 7, "nowhere near the end", session_id="other"), FencedError)
+
+
+async def test_nothing_is_kept_of_a_session_whose_lock_was_given_back(store):
+    (standings,) = (one for one in gc.get_objects() if isinstance(one, Standings))
+    lease = store.lease()
+    batch = store.batch("session")
+    batch.append(0, step(0))
+    await commit(store, batch, Fence(-1, lease, takes=True))
+    assert standings.known("session") == (0, lease.token)
+    batch = store.batch("session")
+    batch.append(1, step(1))
+    await commit(store, batch, Fence(0, lease, gives=True))
+    assert standings.known("session") is None
+    # Who has it next is asked of the tables, and held to what they say.
+    later, stale = store.batch("session"), store.batch("session")
+    stale.append(1, step(1, "another"))
+    with pytest.raises(FencedError):
+        await commit(store, stale, Fence(0, store.lease(), takes=True))
+    later.append(2, step(2))
+    await commit(store, later, Fence(1, store.lease(), takes=True))
 
 
 @pytest.mark.parametrize("change_nothing", [_repeat_a_commit, _be_refused])

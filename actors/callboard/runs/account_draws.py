@@ -161,11 +161,13 @@ class AccountDraws:
             line.work = asyncio.get_running_loop().create_task(self._work(account, line), name=f"account {account}")
 
     async def _work(self, account: str, line: _Line) -> None:
-        while line.next:
-            asked, line.next = _still_wanted(line.next), []
-            if asked:
-                await self._send(account, line, asked)
-        line.work = None
+        try:
+            while line.next:
+                asked, line.next = _still_wanted(line.next), []
+                if asked:
+                    await self._send(account, line, asked)
+        finally:
+            line.work = None
         line.waiting = _still_wanted(line.waiting)
         if line.waiting and line.again is None:
             # Other processes say nothing when they settle.

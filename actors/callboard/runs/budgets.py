@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, replace
 from functools import partial
 
 from callboard.runs.account_draws import AccountDraws, Outcome
@@ -41,6 +42,19 @@ class Claim:
         self.is_withdrawn = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawing:
+    """What one attempt of a run draws on beside its own budget.
+
+    Attributes:
+        account: the named account.
+        root: the root of the run's tree, under which the account knows it.
+    """
+
+    account: str
+    root: str
+
+
 class Budgets:
     """The accounts of all runs at work, and what these draw on named ones.
 
@@ -54,8 +68,7 @@ class Budgets:
     def __init__(self, draws: AccountDraws) -> None:
         self._ledger = Ledger()
         self._draws = draws
-        self._drawn_on: dict[str, tuple[str, str]] = {}
-        """Of each run that draws on a named account: that, and the root of its tree."""
+        self._drawings: dict[str, _Drawing] = {}
         self._waiting: list[tuple[ReserveBudget, asyncio.Future[Answer]]] = []
 
     def open(self, run_id: str, limits: Limits, spent: Amount, above: str | None = None) -> Limits:
@@ -71,8 +84,8 @@ class Budgets:
             What is left, with every account above in view.
         """
         self._ledger.open(run_id, limits, above, spent, counted_above=above is not None)
-        if above is not None and above in self._drawn_on:
-            self._drawn_on[run_id] = self._drawn_on[above]
+        if above is not None and above in self._drawings:
+            self._drawings[run_id] = replace(self._drawings[above])
         return self._left(run_id)
 
     async def open_below(self, account: str, run_id: str, limits: Limits, spent: Amount, charged: Amount) -> Limits:
@@ -93,31 +106,31 @@ class Budgets:
             StoreError: it cannot be read or written.
         """
         await self._draws.begin(account, run_id, less(spent, charged))
-        self._drawn_on[run_id] = (account, run_id)
+        self._drawings[run_id] = _Drawing(account, run_id)
         return self.open(run_id, limits, spent)
 
     def close(self, run_id: str) -> None:
         """Close a run's account, if it is open. What it has not settled counts as spent."""
         if run_id not in self._ledger:
             return
-        account, root = self._drawn_on.pop(run_id, ("", ""))
+        drawing = self._drawings.pop(run_id, None)
         unsettled = self._ledger.reserved(run_id)
         self._ledger.close(run_id)
-        if account and unsettled != ZERO:
-            self._draws.settle(account, root, unsettled, unsettled)
+        if drawing is not None and unsettled != ZERO:
+            self._draws.settle(drawing.account, drawing.root, unsettled, unsettled)
         self._answer_waiting()
 
     def _left(self, run_id: str) -> Limits:
         left = self._ledger.left(run_id)
-        account, _ = self._drawn_on.get(run_id, ("", ""))
-        return least(left, self._draws.left(account)) if account else left
+        drawing = self._drawings.get(run_id)
+        return left if drawing is None else least(left, self._draws.left(drawing.account))
 
     # ---- reservations
 
     def reserve(self, message: ReserveBudget) -> Answer | asyncio.Future[Answer]:
         """The ledger's answer: now, or once it is known."""
         answer = self._ask_ledger(message)
-        if isinstance(answer, Refused) or (isinstance(answer, Granted) and message.run_id not in self._drawn_on):
+        if isinstance(answer, Refused) or (isinstance(answer, Granted) and message.run_id not in self._drawings):
             return answer
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if isinstance(answer, MustWait):
@@ -131,9 +144,9 @@ class Budgets:
         if message.run_id not in self._ledger:
             return
         self._ledger.settle(message.run_id, message.reserved, message.true)
-        if message.run_id in self._drawn_on:
-            account, root = self._drawn_on[message.run_id]
-            self._draws.settle(account, root, message.reserved, message.true)
+        drawing = self._drawings.get(message.run_id)
+        if drawing is not None:
+            self._draws.settle(drawing.account, drawing.root, message.reserved, message.true)
         if self._waiting:
             self._answer_waiting()
 
@@ -141,7 +154,7 @@ class Budgets:
         answer = self._ledger.reserve(
             message.run_id, message.amount, can_cap_tokens=message.can_cap_tokens, output=message.output
         )
-        if message.is_spent and isinstance(answer, Granted) and message.run_id not in self._drawn_on:
+        if message.is_spent and isinstance(answer, Granted) and message.run_id not in self._drawings:
             self._ledger.settle(message.run_id, answer.amount, answer.amount)
         return answer
 
@@ -154,7 +167,7 @@ class Budgets:
             answer = self._ask_ledger(message)
             if isinstance(answer, MustWait):
                 self._waiting.append((message, answered))
-            elif isinstance(answer, Granted) and message.run_id in self._drawn_on:
+            elif isinstance(answer, Granted) and message.run_id in self._drawings:
                 self._draw(message, answer, answered)
             else:
                 self._answer(message, answer, answered)
@@ -163,26 +176,35 @@ class Budgets:
 
     def _draw(self, message: ReserveBudget, granted: Granted, answered: asyncio.Future[Answer]) -> None:
         """Have the named account grant what the ledger has."""
-        account, root = self._drawn_on[message.run_id]
+        drawing = self._drawings[message.run_id]
         change = ReserveDraw(
-            root,
+            drawing.root,
             granted.amount,
             can_cap_tokens=message.can_cap_tokens,
             output=_output_of(message, granted),
             is_spent=message.is_spent,
         )
         self._draws.reserve(
-            account, change, partial(self._drawn, message, granted, answered), partial(self._is_wanted, message)
+            drawing.account,
+            change,
+            partial(self._drawn, message, drawing, granted, answered),
+            partial(self._is_wanted, message),
         )
 
     def _drawn(
-        self, message: ReserveBudget, before: Granted, answered: asyncio.Future[Answer], outcome: Outcome
+        self,
+        message: ReserveBudget,
+        drawing: _Drawing,
+        before: Granted,
+        answered: asyncio.Future[Answer],
+        outcome: Outcome,
     ) -> None:
         """The named account has answered what the ledger had granted."""
         if answered.done():
             return
-        is_open = message.run_id in self._ledger
-        if isinstance(outcome, Granted) and self._is_wanted(message):
+        # Not only some attempt of the run: what an earlier one had reserved was charged as that ended.
+        is_open = self._drawings.get(message.run_id) is drawing
+        if isinstance(outcome, Granted) and is_open and self._is_wanted(message):
             given_back = less(before.amount, outcome.amount)
             if given_back != ZERO:
                 self._ledger.release(message.run_id, given_back)
@@ -194,8 +216,7 @@ class Budgets:
                 self._answer_waiting()
             return
         if isinstance(outcome, Granted) and is_open and not message.is_spent:
-            account, root = self._drawn_on[message.run_id]
-            self._draws.settle(account, root, outcome.amount, ZERO)
+            self._draws.settle(drawing.account, drawing.root, outcome.amount, ZERO)
         if is_open:
             self._ledger.release(message.run_id, before.amount)
         if isinstance(outcome, Refused):

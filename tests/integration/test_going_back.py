@@ -21,8 +21,10 @@ from callboard import (
     UnknownCheckpointError,
     UnknownSessionError,
 )
+from callboard.access import Sessions
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
+from callboard_storage.store_values import Deletion
 
 pytestmark = pytest.mark.anyio
 
@@ -135,13 +137,26 @@ async def test_a_run_that_comes_while_its_session_is_being_forked_runs_in_the_fo
 
 
 async def test_a_run_waits_until_its_session_is_deleted_and_begins_it_anew(
-    going: Runtime, teller: Agent[None, str]
+    going: Runtime, teller: Agent[None, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    delete, begun = Sessions._delete, asyncio.Event()
+
+    async def delete_it(sessions: Sessions, session_id: str) -> Deletion:
+        begun.set()
+        return await delete(sessions, session_id)
+
+    monkeypatch.setattr(Sessions, "_delete", delete_it)
     deleting = asyncio.ensure_future(going.sessions.delete("s"))
-    await asyncio.sleep(0)
+    await begun.wait()
     assert (await going.run(teller, "c", run_id="c", session_id="s")).output == "c"
     assert (await deleting).runs == 2
     assert (await going.runs.get("c")).state == "completed"
+
+
+async def test_a_session_can_be_deleted_the_moment_its_run_has_ended(going: Runtime, teller: Agent[None, str]) -> None:
+    for number in range(20):
+        await going.run(teller, "c", run_id=f"c{number}", session_id="fresh")
+        assert (await going.sessions.delete("fresh")).runs == 1
 
 
 async def test_a_fork_of_a_fork_is_its_own_too(going: Runtime, teller: Agent[None, str]) -> None:

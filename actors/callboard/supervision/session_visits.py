@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from callboard.supervision.run_queue import RunQueue
 from callboard.supervision.runs_in_hand import RunsInHand
@@ -13,6 +14,9 @@ from callboard_protocol.sessions import SessionCheckpoint
 
 _NO_RUN = "\0"
 """Holds a session that no run may have for a moment; no run's id can be this."""
+
+_TURNS_TO_CLOSE: Final = 16
+"""Of the loop: many more than a session takes to let go of a run that has ended."""
 
 
 class SessionVisits:
@@ -46,11 +50,27 @@ class SessionVisits:
         """
         is_held = self._admission.holder_of(session_id) is not None
         has_run = is_held or any(ticket.session_id == session_id for ticket in self._in_hand.tickets.values())
-        if has_run or not self._sessions.park(session_id):
-            raise RuntimeBusyError(f"session {session_id!r} has a run", hint="cancel it, or wait until it has ended")
+        if has_run:
+            raise _busy(session_id)
         self._admission.hold(_NO_RUN, session_id)
         try:
+            if not await self._is_parked(session_id):
+                raise _busy(session_id)
             return await work()
         finally:
             self._admission.release(_NO_RUN, session_id)
             self._queue.admit()
+
+    async def _is_parked(self, session_id: str) -> bool:
+        """Whether nothing uses the session any more. One whose run has just ended is told to close it, and does that in
+        one of the loop's next turns.
+        """
+        for _ in range(_TURNS_TO_CLOSE):
+            if self._sessions.park(session_id):
+                return True
+            await asyncio.sleep(0)
+        return self._sessions.park(session_id)
+
+
+def _busy(session_id: str) -> RuntimeBusyError:
+    return RuntimeBusyError(f"session {session_id!r} has a run", hint="cancel it, or wait until it has ended")

@@ -21,10 +21,9 @@ from callboard import (
     UnknownCheckpointError,
     UnknownSessionError,
 )
-from callboard.access import Sessions
 from callboard_storage import upkeep
 from callboard_storage.lmdb_store import LmdbStore
-from callboard_storage.store_values import Deletion
+from callboard_storage.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -139,13 +138,17 @@ async def test_a_run_that_comes_while_its_session_is_being_forked_runs_in_the_fo
 async def test_a_run_waits_until_its_session_is_deleted_and_begins_it_anew(
     going: Runtime, teller: Agent[None, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete, begun = Sessions._delete, asyncio.Event()
+    begun = asyncio.Event()
 
-    async def delete_it(sessions: Sessions, session_id: str) -> Deletion:
-        begun.set()
-        return await delete(sessions, session_id)
+    def tells(delete: Any) -> Any:
+        async def delete_session(store: Any, session_id: str) -> Any:
+            begun.set()  # from here on nobody looks any more whether a run waits
+            return await delete(store, session_id)
 
-    monkeypatch.setattr(Sessions, "_delete", delete_it)
+        return delete_session
+
+    for kind in (LmdbStore, MemoryStore):
+        monkeypatch.setattr(kind, "delete_session", tells(kind.delete_session))
     deleting = asyncio.ensure_future(going.sessions.delete("s"))
     await begun.wait()
     assert (await going.run(teller, "c", run_id="c", session_id="s")).output == "c"
